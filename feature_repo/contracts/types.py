@@ -1,0 +1,113 @@
+"""The platform's nouns as frozen dataclasses (see the glossary in README.md)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+Entity = Literal["user", "item"]
+Severity = Literal["critical", "warning"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why input was refused: where, how many rows, and what to do about it."""
+
+    file: str
+    column: str | None
+    reason: str
+    rows: int
+    remedy: str
+
+    def line(self) -> str:
+        """Return the problem as one line for a person."""
+        where = self.file if self.column is None else f"{self.file}, column '{self.column}'"
+        return f"  - {where}: {self.reason} ({self.rows:,} rows). {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of the gate with the value it saw and the bound it had to keep."""
+
+    name: str
+    severity: Severity
+    passed: bool
+    observed: float | int | str | None
+    bound: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided. Accepted only if every critical check ran and is exactly True."""
+
+    accepted: bool
+    checks: tuple[Check, ...]
+    error: str | None = None
+
+    def failures(self) -> tuple[Check, ...]:
+        """Return the critical checks that did not pass."""
+        return tuple(check for check in self.checks if check.severity == "critical" and check.passed is not True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Verdict:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(values["accepted"], tuple(Check(**check) for check in values["checks"]), values["error"])
+
+
+@dataclass(frozen=True)
+class Space:
+    """The vector space that one trained upstream model spans.
+
+    Attributes
+    ----------
+    space_id
+        Hash of model weights, configuration and training-data fingerprint (16 hex digits).
+    train_end
+        No event at or after this moment, and no label that arrived at or after it, was trained on.
+    """
+
+    space_id: str
+    dim: int
+    train_end: datetime
+    data_fingerprint: str
+    artifact: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Version:
+    """The number people use for a space; one Feast feature view per entity and version."""
+
+    version: str
+    space_id: str
+    description: str
+    owner: str
+    smoothing: float | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The immutable result of one refresh of one view: rows computed from what was known at `as_of`.
+
+    `version` is None for plain feature views (counts). `available_at` is the first moment a consumer
+    could have read the rows.
+    """
+
+    snapshot_id: str
+    view: str
+    entity: Entity
+    version: str | None
+    space_id: str | None
+    as_of: datetime
+    available_at: datetime
+    rows: int
+    path: str
+    sha256: str
+    accepted: bool
+    verdict: Verdict
