@@ -1,0 +1,191 @@
+"""The settings of one home folder: what is trained, how often it is refreshed, who consumes it.
+
+Settings live in ``<home>/config.yaml``; a missing file means the defaults below. Every default works
+on any event log: what depends on the data (the splits) is derived from its time range.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from feature_repo.contracts.errors import ConfigError
+from feature_repo.contracts.naming import check_version
+from feature_repo.lake import Home, replacing
+
+Task = Literal["ctr", "cvr", "retrieval"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Splits(_Settings):
+    """The moments that cut the log into upstream training, downstream training, validation and test.
+
+    Upstream trains before `upstream_end`; downstream trains on labels from there to `train_end`,
+    chooses its epoch on `train_end` to `valid_end`, and is judged on `valid_end` to `end`.
+    """
+
+    upstream_end: AwareDatetime
+    train_end: AwareDatetime
+    valid_end: AwareDatetime
+    end: AwareDatetime
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Splits:
+        moments = [self.upstream_end, self.train_end, self.valid_end, self.end]
+        if any(later <= earlier for earlier, later in zip(moments, moments[1:], strict=False)):
+            raise ValueError("upstream_end < train_end < valid_end < end must hold")
+        return self
+
+
+class Upstream(_Settings):
+    """One upstream model: the version its space gets and the weight of each loss."""
+
+    version: str
+    description: str = ""
+    click_weight: float = Field(1.0, ge=0)
+    conversion_weight: float = Field(1.0, ge=0)
+    contrastive_weight: float = Field(0.1, ge=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _named(self) -> Upstream:
+        check_version(self.version)
+        return self
+
+
+class Consumer(_Settings):
+    """One downstream model: its task and the embedding versions its FeatureService carries."""
+
+    name: str
+    task: Task
+    versions: tuple[str, ...]
+
+
+class Config(_Settings):
+    """All settings of one home folder."""
+
+    preset: Literal["debug", "small", "full"] = "small"
+    splits: Splits | None = None
+    refresh_days: int = Field(7, ge=1, description="days between two refreshes")
+    availability_lag_minutes: int = Field(60, ge=0, description="as_of to the first moment of reading")
+    coverage_days: int = Field(90, ge=1, description="entities without an event for this long get no row")
+    ttl_days: int = Field(30, ge=1, description="age past which a snapshot's row is not read any more")
+    smoothing: float | None = Field(0.8, ge=0, lt=1, description="share of the previous vector; null: off")
+    history_actions: tuple[str, ...] | None = Field(
+        None, description="event types that make up a user's history; null: all but impressions"
+    )
+    upstreams: tuple[Upstream, ...] = (
+        Upstream(version="v1", description="DERM trained on clicks and conversions"),
+        Upstream(
+            version="v2", description="DERM trained on conversions", click_weight=0.0, conversion_weight=1.0
+        ),
+    )
+    consumers: tuple[Consumer, ...] = (
+        Consumer(name="ctr_ranker", task="ctr", versions=("v1", "v2")),
+        Consumer(name="cvr_ranker", task="cvr", versions=("v1", "v2")),
+        Consumer(name="retrieval", task="retrieval", versions=("v1",)),
+    )
+    seeds: int = Field(3, ge=1, description="downstream models per row of the lift table")
+    bootstrap: int = Field(200, ge=20, description="resamples of users for an interval")
+    threads: int = Field(2, ge=1)
+
+    @property
+    def refresh_every(self) -> timedelta:
+        """Time between two refreshes."""
+        return timedelta(days=self.refresh_days)
+
+    @property
+    def availability_lag(self) -> timedelta:
+        """Time from `as_of` to the first moment a consumer could read the value."""
+        return timedelta(minutes=self.availability_lag_minutes)
+
+    @property
+    def coverage(self) -> timedelta:
+        """How far back activity reaches."""
+        return timedelta(days=self.coverage_days)
+
+    @property
+    def ttl(self) -> timedelta:
+        """Age past which a row is not read."""
+        return timedelta(days=self.ttl_days)
+
+    def upstream(self, version: str) -> Upstream:
+        """Return the upstream of a version; ConfigError if there is none."""
+        for upstream in self.upstreams:
+            if upstream.version == version:
+                return upstream
+        known = ", ".join(upstream.version for upstream in self.upstreams)
+        raise ConfigError(f"No upstream has version '{version}' (there are: {known}). See config.yaml.")
+
+    def consumer(self, name: str) -> Consumer:
+        """Return a consumer by name; ConfigError if there is none."""
+        for consumer in self.consumers:
+            if consumer.name == name:
+                return consumer
+        known = ", ".join(consumer.name for consumer in self.consumers)
+        raise ConfigError(f"No consumer is named '{name}' (there are: {known}). See config.yaml.")
+
+
+def derive_splits(start: datetime, end: datetime, refresh_every: timedelta) -> Splits:
+    """Cut a log at 55%, 80% and 85% of its time range, each moved back to a refresh's boundary.
+
+    Raises
+    ------
+    ConfigError
+        If the range is too short for that many refreshes.
+    """
+
+    def cut(share: float) -> datetime:
+        steps = int((end - start) * share / refresh_every)
+        return start + steps * refresh_every
+
+    moments = [cut(0.55), cut(0.80), cut(0.85)]
+    if moments[2] == moments[1]:
+        moments[2] = moments[1] + refresh_every
+    try:
+        return Splits(upstream_end=moments[0], train_end=moments[1], valid_end=moments[2], end=end)
+    except ValidationError as error:
+        raise ConfigError(
+            f"The log runs from {start} to {end}: too short for a refresh every {refresh_every.days} days. "
+            "Set refresh_days lower or give splits in config.yaml."
+        ) from error
+
+
+def load(home: Home) -> Config:
+    """Read ``config.yaml`` of a home folder; the defaults where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If the file is no YAML or a setting is unknown or out of bounds.
+    """
+    path = home.root / "config.yaml"
+    if not path.exists():
+        return Config()
+    return read(path)
+
+
+def read(path: Path) -> Config:
+    """Read a configuration file; ConfigError says which setting is wrong."""
+    try:
+        return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"Could not read {path}: {error}") from error
+    except ValidationError as error:
+        reasons = "\n".join(
+            f"  - {'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
+        )
+        raise ConfigError(f"{path} has settings that do not fit:\n{reasons}") from error
+
+
+def save(config: Config, home: Home) -> None:
+    """Write ``config.yaml`` of a home folder."""
+    with replacing(home.root / "config.yaml") as staged:
+        staged.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
