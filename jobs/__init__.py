@@ -1,0 +1,1 @@
+"""The verbs: one file per command, each a ``run(config, ...) -> Result``; only the command line prints."""
