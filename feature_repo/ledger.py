@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from feature_repo.contracts.errors import LedgerError, NotFoundError
-from feature_repo.contracts.types import Snapshot, Space, Verdict, Version
+from feature_repo.contracts.types import Snapshot, Space, Verdict, Version, View
 
 _metadata = sa.MetaData()
 
@@ -44,6 +44,16 @@ _versions = sa.Table(
     sa.Column("description", sa.String, nullable=False),
     sa.Column("owner", sa.String, nullable=False),
     sa.Column("smoothing", sa.Float, nullable=True),
+)
+_views = sa.Table(
+    "views",
+    _metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("entity", sa.String, nullable=False),
+    sa.Column("version", sa.String, nullable=True),
+    sa.Column("id_type", sa.String, nullable=False),
+    sa.Column("fields", sa.JSON, nullable=False),
+    sa.Column("ttl_days", sa.Integer, nullable=False),
 )
 _snapshots = sa.Table(
     "snapshots",
@@ -178,7 +188,15 @@ class Ledger:
                 return version
         raise NotFoundError(f"No version '{name}' in {self._where}. `headwater status` lists them.")
 
-    # Snapshots
+    # Views and snapshots
+
+    def put_view(self, view: View) -> None:
+        """Record what a feature view reads."""
+        self._put(_views, view.__dict__)
+
+    def views(self) -> list[View]:
+        """Return all views by name."""
+        return [View(**row) for row in self._rows(sa.select(_views).order_by(_views.c.name))]
 
     def put_snapshot(self, snapshot: Snapshot) -> None:
         """Record a snapshot with its verdict; the same id replaces the earlier record."""

@@ -6,6 +6,7 @@ on any event log: what depends on the data (the splits) is derived from its time
 
 from __future__ import annotations
 
+import itertools
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -39,7 +40,7 @@ class Splits(_Settings):
     @model_validator(mode="after")
     def _in_order(self) -> Splits:
         moments = [self.upstream_end, self.train_end, self.valid_end, self.end]
-        if any(later <= earlier for earlier, later in zip(moments, moments[1:], strict=False)):
+        if any(later <= earlier for earlier, later in itertools.pairwise(moments)):
             raise ValueError("upstream_end < train_end < valid_end < end must hold")
         return self
 

@@ -94,6 +94,22 @@ class Version:
 
 
 @dataclass(frozen=True)
+class View:
+    """What a Feast feature view of ours reads: the columns of its snapshots and how long they hold.
+
+    `fields` maps each feature column to its Arrow type as text; `id_type` is int64 or string;
+    `ttl_days` 0 means for ever; `version` is None for plain views.
+    """
+
+    name: str
+    entity: Entity
+    version: str | None
+    id_type: str
+    fields: dict[str, str]
+    ttl_days: int
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The immutable result of one refresh of one view: rows computed from what was known at `as_of`.
 

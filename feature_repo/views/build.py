@@ -1,0 +1,90 @@
+"""Feast objects from the ledger: what was published decides what is registered.
+
+`feast apply` deletes what its definitions no longer contain, so there is one source of definitions.
+The version stands in a view's name, because two versions of one view cannot meet in one historical
+read (docs/adr/0002-version-in-the-view-name.md).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from feast import Entity as FeastEntity
+from feast import FeatureService, FeatureView, Field, FileSource
+from feast.data_format import ParquetFormat
+from feast.types import Array, Bool, Float32, Float64, Int64, String
+from feast.value_type import ValueType
+
+from feature_repo.contracts.naming import ENTITIES, join_key
+from feature_repo.contracts.types import View
+from feature_repo.lake import Home
+from feature_repo.ledger import Ledger
+
+_TYPES: dict[str, Any] = {
+    "string": String,
+    "float": Float32,
+    "double": Float64,
+    "int64": Int64,
+    "bool": Bool,
+    "list<float>": Array(Float32),
+}
+
+
+def feast_objects(home: Home, ledger: Ledger) -> dict[str, Any]:
+    """Return every Feast object of a home folder by its name; empty before anything was published."""
+    published = {snapshot.view for snapshot in ledger.snapshots(accepted=True)}
+    records = [view for view in ledger.views() if view.name in published]
+    if not records:
+        return {}
+    value_type = ValueType.INT64 if records[0].id_type == "int64" else ValueType.STRING
+    entities = {
+        name: FeastEntity(name=name, join_keys=[join_key(name)], value_type=value_type) for name in ENTITIES
+    }
+    views = {record.name: _view(home, ledger, record, entities[record.entity]) for record in records}
+    services = {
+        consumer["name"]: FeatureService(
+            name=consumer["name"],
+            features=[views[view] for view in consumer["record"]["views"] if view in views],
+            tags={"task": consumer["task"], "versions": ",".join(consumer["versions"])},
+            description=f"What the {consumer['task']} consumer '{consumer['name']}' reads.",
+        )
+        for consumer in ledger.consumers()
+    }
+    return {**entities, **views, **services}
+
+
+def _view(home: Home, ledger: Ledger, record: View, entity: FeastEntity) -> FeatureView:
+    tags, description, owner = {"kind": "plain"}, "Counts or attributes as of each snapshot.", ""
+    if record.version is not None:
+        version = ledger.version(record.version)
+        space = ledger.space(version.space_id)
+        description, owner = version.description, version.owner
+        tags = {
+            "kind": "embedding",
+            "version": version.version,
+            "space_id": space.space_id,
+            "dim": str(space.dim),
+            "train_end": space.train_end.isoformat(),
+            "smoothing": "off" if version.smoothing is None else str(version.smoothing),
+        }
+    key = Field(name=join_key(record.entity), dtype=_TYPES[record.id_type])
+    fields = [Field(name=name, dtype=_TYPES[kind]) for name, kind in record.fields.items()]
+    source = FileSource(
+        name=f"{record.name}_source",
+        path=str(home.view_folder(record.name)),
+        file_format=ParquetFormat(),
+        timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+        description="One Parquet file per snapshot.",
+    )
+    return FeatureView(
+        name=record.name,
+        entities=[entity],
+        ttl=timedelta(days=record.ttl_days),
+        schema=[key, *fields],
+        source=source,
+        tags=tags,
+        description=description,
+        owner=owner,
+    )

@@ -1,0 +1,204 @@
+"""What was known of every user and item at a moment: counts, last actions, interests.
+
+Everything here reads events strictly before `as_of` and nothing else.
+
+Legend: U users, I items, T sequence length, A item attributes, K interests kept per attribute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+
+from feature_repo.contracts.naming import join_key
+from feature_repo.contracts.types import Entity
+from jobs.features.log import OUTCOMES, EventLog
+
+WINDOWS_DAYS = (7, 28)
+COUNTED = ("impressions", "clicks", "conversions", "activity")
+STATS = tuple(f"{what}_{days}d" for days in WINDOWS_DAYS for what in COUNTED)
+INTEREST_HALF_LIFE = timedelta(days=30)
+
+
+def stats(log: EventLog, entity: Entity, as_of: datetime, coverage: timedelta) -> pl.DataFrame:
+    """Count each entity's events in the days before `as_of`.
+
+    Down-sampled rows count by their weight, so that the counts estimate the whole log.
+
+    Returns
+    -------
+    polars.DataFrame
+        The id, its code and one float32 column per name in `STATS`, for every entity with any event
+        within `coverage` before `as_of`, by code.
+    """
+    key = join_key(entity)
+    window = log.coded.filter(pl.col("event_timestamp").is_between(as_of - coverage, as_of, closed="left"))
+    kind = pl.col("event_type")
+    masks = {
+        "impressions": kind == "impression",
+        "clicks": kind == "click",
+        "conversions": kind == "conversion",
+        "activity": ~kind.is_in(list(OUTCOMES)),
+    }
+    sums = [
+        # In float64 a sum of float32 weights is exact, hence the same in any order.
+        pl.col("weight")
+        .cast(pl.Float64)
+        .filter(masks[what] & (pl.col("event_timestamp") >= as_of - timedelta(days=days)))
+        .sum()
+        .cast(pl.Float32)
+        .alias(f"{what}_{days}d")
+        for days in WINDOWS_DAYS
+        for what in COUNTED
+    ]
+    return window.group_by(key, f"{entity}_code").agg(sums).sort(f"{entity}_code")
+
+
+def exposed_items(log: EventLog, as_of: datetime, coverage: timedelta) -> pl.DataFrame:
+    """Return item_id and item_code of items with an impression, click or conversion before `as_of`."""
+    window = log.coded.filter(
+        pl.col("event_timestamp").is_between(as_of - coverage, as_of, closed="left")
+        & pl.col("event_type").is_in(list(OUTCOMES))
+    )
+    return window.select("item_id", "item_code").unique().sort("item_code")
+
+
+@dataclass(frozen=True)
+class UserHistory:
+    """Histories of the users that were active before `as_of`.
+
+    Attributes
+    ----------
+    user_code
+        int64 [U], ascending.
+    item_code
+        int64 [U, T], most recent first, -1 for padding.
+    action
+        int16 [U, T], position in `Activity.actions`, -1 for padding.
+    age_hours
+        float32 [U, T], hours from the event to `as_of`, 0 for padding.
+    interest_value
+        int32 [U, A, K], attribute values by falling weight, 0 for padding.
+    interest_weight
+        float32 [U, A, K], decayed counts, each attribute's summing to at most 1.
+    """
+
+    user_code: np.ndarray
+    item_code: np.ndarray
+    action: np.ndarray
+    age_hours: np.ndarray
+    interest_value: np.ndarray
+    interest_weight: np.ndarray
+
+
+class Activity:
+    """The actions of a log, sorted once by user and time, to be read as of any moment.
+
+    Parameters
+    ----------
+    log
+        The ingested log.
+    actions
+        Event types that count as a user's history; None for all but impressions.
+    """
+
+    def __init__(self, log: EventLog, actions: tuple[str, ...] | None) -> None:
+        kind = pl.col("event_type").cast(pl.String)
+        chosen = kind != "impression" if actions is None else kind.is_in(list(actions))
+        events = log.coded.filter(chosen).with_columns(kind.alias("event_type"))
+        self.actions: tuple[str, ...] = tuple(sorted(events["event_type"].unique().to_list()))
+        position = {name: index for index, name in enumerate(self.actions)}
+        events = events.select(
+            "user_code",
+            "item_code",
+            pl.col("event_type").replace_strict(position, return_dtype=pl.Int16).alias("action"),
+            pl.col("event_timestamp").dt.epoch("us").alias("time_us"),
+        ).sort("user_code", "time_us", "item_code", "action")
+        self.user = events["user_code"].to_numpy()
+        self.item = events["item_code"].to_numpy()
+        self.action = events["action"].to_numpy()
+        self.time_us = events["time_us"].to_numpy()
+        self._users = int(log.codes["user"].height)
+        self._starts = np.searchsorted(self.user, np.arange(self._users + 1))
+
+    def between(self, start: datetime, end: datetime) -> tuple[np.ndarray, np.ndarray]:
+        """Return user codes and item codes of the actions in [start, end)."""
+        chosen = (self.time_us >= _micros(start)) & (self.time_us < _micros(end))
+        return self.user[chosen], self.item[chosen]
+
+    def before(
+        self, as_of: datetime, *, length: int, interests: int, item_values: np.ndarray, coverage: timedelta
+    ) -> UserHistory:
+        """Read every active user's last actions and interests as of a moment.
+
+        Parameters
+        ----------
+        as_of
+            Only actions strictly before it are read.
+        length
+            T, actions kept per user.
+        interests
+            K, values kept per user and attribute.
+        item_values
+            int32 [items, A], encoded attributes by item code; 0 is unknown.
+        coverage
+            Actions older than this are not read.
+        """
+        now, oldest = _micros(as_of), _micros(as_of - coverage)
+        inside = (self.time_us >= oldest) & (self.time_us < now)
+        counts = np.bincount(self.user[inside], minlength=self._users)
+        past = np.bincount(self.user[self.time_us < now], minlength=self._users)
+        users = np.flatnonzero(counts)
+        # Sorted by user then time, a user's readable actions end right before the first later one.
+        ends = self._starts[:-1][users] + past[users]
+        offset = np.arange(length)
+        positions = ends[:, None] - 1 - offset[None, :]
+        real = offset[None, :] < counts[users][:, None]
+        positions = np.where(real, positions, 0)
+        age = (now - self.time_us[positions]) / 3.6e9
+        values, weights = self._interests(inside, now, users, item_values, interests)
+        return UserHistory(
+            user_code=users.astype(np.int64),
+            item_code=np.where(real, self.item[positions], -1),
+            action=np.where(real, self.action[positions], -1).astype(np.int16),
+            age_hours=np.where(real, age, 0).astype(np.float32),
+            interest_value=values,
+            interest_weight=weights,
+        )
+
+    def _interests(
+        self, inside: np.ndarray, now: int, users: np.ndarray, item_values: np.ndarray, kept: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        attributes = item_values.shape[1]
+        values = np.zeros((len(users), attributes, kept), np.int32)
+        weights = np.zeros((len(users), attributes, kept), np.float32)
+        half_life_us = INTEREST_HALF_LIFE / timedelta(microseconds=1)
+        row = np.searchsorted(users, self.user[inside])
+        # Whole numbers add up to the same sum in any order, so two runs give the same interests.
+        decayed = np.rint(np.exp2((self.time_us[inside] - now) / half_life_us) * 2**24).astype(np.int64)
+        frame = pl.DataFrame({"row": row, "decayed": decayed})
+        items = self.item[inside]
+        for attribute in range(attributes):
+            top = (
+                frame.with_columns(pl.Series("value", item_values[items, attribute]))
+                .filter(pl.col("value") > 0)
+                .group_by("row", "value")
+                .agg(pl.col("decayed").sum())
+                .sort(["row", "decayed", "value"], descending=[False, True, False])
+                .with_columns(
+                    pl.int_range(pl.len()).over("row").alias("rank"),
+                    (pl.col("decayed") / pl.col("decayed").sum().over("row")).alias("share"),
+                )
+                .filter(pl.col("rank") < kept)
+            )
+            where = (top["row"].to_numpy(), attribute, top["rank"].to_numpy())
+            values[where] = top["value"].to_numpy()
+            weights[where] = top["share"].to_numpy()
+        return values, weights
+
+
+def _micros(moment: datetime) -> int:
+    return int(moment.timestamp() * 1_000_000)

@@ -1,0 +1,204 @@
+"""Every user and item of one moment as encoded arrays: the input of training and of a refresh alike.
+
+Training and refresh read the same function with the same `as_of`, so a vector inferred on schedule is
+computed from exactly what the model saw in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+
+from jobs.features.encode import (
+    Encoder,
+    IdTable,
+    Standardizer,
+    Vocabulary,
+    attributes_as_of,
+    numeric_matrix,
+)
+from jobs.features.history import STATS, Activity, UserHistory, exposed_items, stats
+from jobs.features.log import EventLog
+
+MIN_ITEM_COUNT = 20
+ID_BUCKETS = 2048
+
+
+@dataclass(frozen=True)
+class UserTable:
+    """Encoded users of one moment; row i is user `code[i]` (codes ascend).
+
+    cats int64 [U, Cu], nums float32 [U, Nu], history with U rows.
+    """
+
+    code: np.ndarray
+    cats: np.ndarray
+    nums: np.ndarray
+    history: UserHistory
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """Encoded items of one moment; row i is item `code[i]` (codes ascend).
+
+    row int64 [I] of the id table, cats int64 [I, A], nums float32 [I, Ni].
+    """
+
+    code: np.ndarray
+    row: np.ndarray
+    cats: np.ndarray
+    nums: np.ndarray
+
+
+class Tables:
+    """Reads the log as of any moment, encoded for one upstream model.
+
+    Parameters
+    ----------
+    log
+        The ingested log.
+    encoder
+        Encodings of the model.
+    actions
+        Event types of a user's history; None for all but impressions.
+    coverage
+        How far back activity reaches.
+    """
+
+    def __init__(
+        self, log: EventLog, encoder: Encoder, actions: tuple[str, ...] | None, coverage: timedelta
+    ) -> None:
+        self._log = log
+        self._encoder = encoder
+        self._coverage = coverage
+        self.activity = Activity(log, actions)
+        self._action_index = np.array(
+            [0]
+            + [
+                1 + encoder.actions.index(name) if name in encoder.actions else 0
+                for name in self.activity.actions
+            ],
+            np.int64,
+        )
+        self.item_rows = encoder.item_ids.encode(log.codes["item"]["item_id"])
+        self._item_cats: np.ndarray | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encodings."""
+        return self._encoder
+
+    def item_cats(self, as_of: datetime) -> np.ndarray:
+        """Return encoded attributes of all items by code: int32 [items, A]."""
+        if self._item_cats is None or "event_timestamp" in self._log.attributes("item").columns:
+            frame = attributes_as_of(self._log, "item", as_of)
+            self._item_cats = self._encoder.categories("item", frame).astype(np.int32)
+        return self._item_cats
+
+    def actions(self, history: UserHistory) -> np.ndarray:
+        """Return a history's actions as the model's indices: int64 [U, T], 0 for padding."""
+        return self._action_index[history.action.astype(np.int64) + 1]
+
+    def users(self, as_of: datetime) -> UserTable:
+        """Encode every user with a history before `as_of`."""
+        history = self.activity.before(
+            as_of,
+            length=self._encoder.sequence_length,
+            interests=self._encoder.interests,
+            item_values=self.item_cats(as_of),
+            coverage=self._coverage,
+        )
+        frame = self._joined("user", as_of, history.user_code)
+        return UserTable(
+            history.user_code,
+            self._encoder.categories("user", frame),
+            self._encoder.numbers("user", frame),
+            history,
+        )
+
+    def items(self, as_of: datetime, codes: np.ndarray | None = None) -> ItemTable:
+        """Encode items; None encodes those exposed before `as_of`."""
+        if codes is None:
+            codes = exposed_items(self._log, as_of, self._coverage)["item_code"].to_numpy()
+        frame = self._joined("item", as_of, codes)
+        return ItemTable(
+            codes,
+            self.item_rows[codes],
+            self.item_cats(as_of)[codes].astype(np.int64),
+            self._encoder.numbers("item", frame),
+        )
+
+    def _joined(self, entity: str, as_of: datetime, codes: np.ndarray) -> pl.DataFrame:
+        """Return attributes and counts for the codes, in their order; counts of the unseen are 0."""
+        return joined(self._log, entity, as_of, codes, self._coverage)
+
+
+def joined(
+    log: EventLog, entity: str, as_of: datetime, codes: np.ndarray, coverage: timedelta
+) -> pl.DataFrame:
+    """Return attributes and counts as of a moment for the given codes, in their order."""
+    assert entity in ("user", "item")
+    key = f"{entity}_code"
+    attributes = attributes_as_of(log, entity, as_of)  # type: ignore[arg-type]
+    counts = stats(log, entity, as_of, coverage).select(key, *STATS)  # type: ignore[arg-type]
+    return (
+        pl.DataFrame({key: codes})
+        .join(attributes, on=key, how="left", maintain_order="left")
+        .join(counts, on=key, how="left", maintain_order="left")
+        .with_columns(pl.col(*STATS).fill_null(0))
+    )
+
+
+def fit_encoder(
+    log: EventLog,
+    rows: pl.DataFrame,
+    grid: list[datetime],
+    actions: tuple[str, ...] | None,
+    coverage: timedelta,
+    *,
+    sequence_length: int,
+    interests: int,
+) -> Encoder:
+    """Learn all encodings from what was known at the end of a training grid.
+
+    Parameters
+    ----------
+    rows
+        Opportunities as known at the training cut-off (see `labels.as_known_at`).
+    grid
+        The moments at which training reads features, ascending; the last is before the cut-off.
+    """
+    last = grid[-1]
+    activity = Activity(log, actions)
+    before = activity.time_us < int(last.timestamp() * 1_000_000)
+    seen_items = np.concatenate([activity.item[before], rows["item_code"].to_numpy()])
+    item_ids = log.codes["item"]["item_id"]
+    columns: dict[str, list[str]] = {}
+    vocabularies: dict[str, Vocabulary] = {}
+    standardizers: dict[str, Standardizer] = {}
+    for entity in ("user", "item"):
+        kinds = log.attribute_columns(entity)  # type: ignore[arg-type]
+        codes = np.unique(rows[f"{entity}_code"].to_numpy() if entity == "user" else seen_items)
+        frame = joined(log, entity, last, codes, coverage)
+        columns[f"{entity}_cats"] = list(kinds.categorical)
+        columns[f"{entity}_nums"] = [*kinds.numeric, *STATS]
+        for name in kinds.categorical:
+            vocabularies[f"{entity}:{name}"] = Vocabulary.fit(frame[name])
+        standardizers[entity] = Standardizer.fit(numeric_matrix(frame, columns[f"{entity}_nums"]))
+    context = log.context_columns
+    columns["context_cats"], columns["context_nums"] = list(context.categorical), list(context.numeric)
+    for name in context.categorical:
+        vocabularies[f"context:{name}"] = Vocabulary.fit(rows[name])
+    standardizers["context"] = Standardizer.fit(numeric_matrix(rows, columns["context_nums"]))
+    return Encoder(
+        vocabularies=vocabularies,
+        standardizers=standardizers,
+        item_ids=IdTable.fit(item_ids[seen_items], min_count=MIN_ITEM_COUNT, buckets=ID_BUCKETS),
+        actions=list(activity.actions),
+        sequence_length=sequence_length,
+        interests=interests,
+        columns=columns,
+    )

@@ -1,0 +1,121 @@
+"""Stage, gate, publish: the one way by which rows of a feature view become readable.
+
+A snapshot is written under a hidden name beside its final place and gated there. Accepted, it is
+renamed into the view's folder and recorded; refused, it moves whole to quarantine with its verdict.
+Killed at any point and run again, the result is the same: an unrecorded file is simply replaced.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_repo.contracts.errors import SnapshotRefusedError
+from feature_repo.contracts.naming import moment_stem
+from feature_repo.contracts.types import Snapshot, Verdict, View
+from feature_repo.lake import replacing, sha256_of, write_json
+from jobs.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One published snapshot and how long its gate took."""
+
+    snapshot: Snapshot
+    gate_seconds: float
+    reused: bool = False
+
+
+def clocked(table: pa.Table, available_at: datetime) -> pa.Table:
+    """Append the two clocks of every stored row: event_timestamp and created."""
+    clock = pa.timestamp("us", tz="UTC")
+    created = datetime.now(UTC)
+    for name, moment in (("event_timestamp", available_at), ("created", created)):
+        table = table.append_column(pa.field(name, clock), pa.array([moment] * table.num_rows, clock))
+    return table
+
+
+def published(ws: Workspace, view: str, as_of: datetime) -> Snapshot | None:
+    """Return the accepted snapshot of a view at a moment if its file is there unchanged in size."""
+    for snapshot in ws.ledger.snapshots(view, accepted=True):
+        if snapshot.as_of == as_of and Path(ws.home.root / snapshot.path).exists():
+            return snapshot
+    return None
+
+
+def latest_before(ws: Workspace, view: str, as_of: datetime) -> Snapshot | None:
+    """Return the latest accepted snapshot of a view before a moment."""
+    earlier = [snapshot for snapshot in ws.ledger.snapshots(view, accepted=True) if snapshot.as_of < as_of]
+    return earlier[-1] if earlier else None
+
+
+def publish(
+    ws: Workspace,
+    view: View,
+    table: pa.Table,
+    as_of: datetime,
+    *,
+    space_id: str | None,
+    gate: Callable[[Path, datetime], Verdict],
+) -> Publication:
+    """Gate a snapshot's rows and publish or quarantine them.
+
+    Parameters
+    ----------
+    table
+        The rows, with both clocks.
+    gate
+        Called with the staged file and its available_at; returns the verdict.
+
+    Raises
+    ------
+    SnapshotRefusedError
+        If the gate refused. The rows lie in quarantine; readers still see the previous snapshot.
+    LakeError
+        If the disk refuses.
+    """
+    final = ws.home.snapshot_file(view.name, as_of)
+    available_at = as_of + ws.config.availability_lag
+    snapshot_id = f"{view.name}-{moment_stem(as_of)}"
+    refused = ws.home.quarantine / snapshot_id / "snapshot.parquet"
+    started = datetime.now(UTC)
+    with replacing(final) as staged:
+        pq.write_table(table, staged, compression="zstd", row_group_size=64 * 1024)
+        verdict = gate(staged, available_at)
+        seconds = (datetime.now(UTC) - started).total_seconds()
+        snapshot = Snapshot(
+            snapshot_id=snapshot_id,
+            view=view.name,
+            entity=view.entity,
+            version=view.version,
+            space_id=space_id,
+            as_of=as_of,
+            available_at=available_at,
+            rows=table.num_rows,
+            path=str((final if verdict.accepted else refused).relative_to(ws.home.root)),
+            sha256=sha256_of(staged),
+            accepted=verdict.accepted,
+            verdict=verdict,
+        )
+        if not verdict.accepted:
+            refused.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged, refused)
+            write_json(verdict.to_dict(), refused.parent / "verdict.json")
+            ws.ledger.put_snapshot(snapshot)
+            reasons = "; ".join(
+                f"{check.name} {check.observed} ({check.bound})" for check in verdict.failures()
+            )
+            raise SnapshotRefusedError(
+                f"The gate refused {snapshot_id}: {reasons or verdict.error}. The previous snapshot goes on being "
+                f"read. The rows and the verdict lie in {refused.parent}.",
+                verdict,
+            )
+    ws.ledger.put_view(view)
+    ws.ledger.put_snapshot(snapshot)
+    return Publication(snapshot, seconds)

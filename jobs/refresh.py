@@ -1,0 +1,248 @@
+"""Refresh: infer -> stabilize -> gate -> publish, for one version at one `as_of`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_repo.contracts.errors import LakeError, NotReadyError
+from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
+from feature_repo.contracts.types import Entity, Space, View
+from jobs.publication import Publication, clocked, latest_before, publish, published
+from jobs.workspace import Progress, Workspace, silent
+
+if TYPE_CHECKING:
+    from jobs.features.tables import Tables
+    from models.upstream.derm import DERM
+    from validation.gate import Gate
+
+INFERENCE_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Result:
+    """The snapshots of one refresh, one per entity."""
+
+    version: str
+    as_of: datetime
+    publications: tuple[Publication, ...]
+
+
+class Upstream:
+    """A trained upstream model with its encodings, ready to infer every entity as of a moment.
+
+    Parameters
+    ----------
+    ws
+        The workspace.
+    space
+        The space whose model to load.
+    """
+
+    def __init__(self, ws: Workspace, space: Space) -> None:
+        from jobs.features.encode import Encoder
+        from jobs.features.tables import Tables
+        from models.upstream.derm import DERM
+
+        folder = ws.home.root / space.artifact
+        self.space = space
+        self.model: DERM = DERM.load(folder)
+        self.tables: Tables = Tables(
+            ws.log, Encoder.load(folder / "encoder.json"), ws.config.history_actions, ws.config.coverage
+        )
+        self._ids = {entity: ws.log.codes[entity][join_key(entity)] for entity in ENTITIES}
+
+    def infer(self, entity: Entity, as_of: datetime) -> tuple[pl.Series, np.ndarray, np.ndarray]:
+        """Return ids [N], unit vectors float32 [N, D] and their norms before scaling float32 [N].
+
+        Users without a history and items never exposed before `as_of` get no row.
+        """
+        import torch
+
+        from jobs.features.batches import item_batch, user_batch
+
+        table: Any = self.tables.users(as_of) if entity == "user" else self.tables.items(as_of)
+        count = len(table.code)
+        vectors = np.empty((count, self.space.dim), np.float32)
+        norms = np.empty(count, np.float32)
+        with torch.inference_mode():
+            for start in range(0, count, INFERENCE_ROWS):
+                rows = np.arange(start, min(start + INFERENCE_ROWS, count))
+                if entity == "user":
+                    vector, norm = self.model.user_vectors(user_batch(self.tables, table, rows))
+                else:
+                    vector, norm = self.model.item_vectors(item_batch(table, rows))
+                vectors[rows], norms[rows] = vector.numpy(), norm.numpy()
+        return self._ids[entity][table.code], vectors, norms
+
+
+def stabilize(new: np.ndarray, old: np.ndarray, known: np.ndarray, keep: float) -> np.ndarray:
+    """Smooth unit vectors over time and scale them to unit length again.
+
+    Parameters
+    ----------
+    new
+        float32 [N, D], this refresh's vectors.
+    old
+        float32 [N, D], the previous snapshot's vectors of the same entities; any value where unknown.
+    known
+        bool [N], which entities the previous snapshot had; the others keep their new vector.
+    keep
+        Share of the old vector; the paper keeps 0.8 (arXiv 2509.04337).
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 [N, D] of unit length. Where old and new cancel out, the new vector stands.
+    """
+    mixed = keep * old.astype(np.float64) + (1.0 - keep) * new.astype(np.float64)
+    length = np.linalg.norm(mixed, axis=1, keepdims=True)
+    smooth = (mixed / np.maximum(length, 1e-12)).astype(np.float32)
+    use = known & (length[:, 0] > 1e-6)
+    return np.where(use[:, None], smooth, new)
+
+
+def read_vectors(path: Path, key: str) -> tuple[pl.Series, np.ndarray]:
+    """Return ids [N] and vectors float32 [N, D] of a published snapshot."""
+    try:
+        table = pq.read_table(path, columns=[key, "embedding"])
+    except (OSError, pa.ArrowInvalid) as error:
+        raise LakeError(f"Could not read the snapshot {path}: {error}. Refresh that moment again.") from error
+    column = table["embedding"].combine_chunks()
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    return pl.Series(pl.from_arrow(table[key])), values.reshape(table.num_rows, -1)
+
+
+def _aligned(ids: pl.Series, old_ids: pl.Series, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the old vectors in the order of `ids`, and which were known."""
+    position = (
+        pl.DataFrame({"id": ids})
+        .join(pl.DataFrame({"id": old_ids}).with_row_index("at"), on="id", how="left", maintain_order="left")[
+            "at"
+        ]
+        .cast(pl.Int64)
+        .fill_null(-1)
+        .to_numpy()
+    )
+    known = position >= 0
+    return old[np.where(known, position, 0)], known
+
+
+@lru_cache(maxsize=1)
+def shared_gate() -> Gate:
+    """Return the process's gate; its checks are built once."""
+    from validation.gate import Gate
+
+    return Gate()
+
+
+def run(
+    ws: Workspace,
+    version: str,
+    as_of: datetime,
+    *,
+    upstream: Upstream | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Compute, check and publish the vectors of a version as of one moment.
+
+    A moment that is published already is left as it is.
+
+    Parameters
+    ----------
+    ws
+        Workspace with an ingested log and a trained version.
+    version
+        Name of the version, such as ``v1``.
+    as_of
+        Only events before it are read.
+    upstream
+        The version's loaded model, where the caller has it at hand.
+
+    Raises
+    ------
+    SnapshotRefusedError
+        If the gate refused a snapshot.
+    NotReadyError
+        If nothing was known of any entity at that moment.
+    """
+    record = ws.ledger.version(version)
+    space = ws.ledger.space(record.space_id)
+    publications = []
+    for step, entity in enumerate(ENTITIES):
+        view = embedding_view(entity, version)
+        progress(f"refresh {view} as of {as_of:%Y-%m-%d}", step, len(ENTITIES))
+        done = published(ws, view, as_of)
+        if done is not None:
+            publications.append(Publication(done, 0.0, reused=True))
+            continue
+        if upstream is None:
+            upstream = Upstream(ws, space)
+        publications.append(_refresh_entity(ws, upstream, entity, view, version, record.smoothing, as_of))
+    progress(f"refresh {version} as of {as_of:%Y-%m-%d}", len(ENTITIES), len(ENTITIES))
+    return Result(version, as_of, tuple(publications))
+
+
+def _refresh_entity(
+    ws: Workspace,
+    upstream: Upstream,
+    entity: Entity,
+    view: str,
+    version: str,
+    smoothing: float | None,
+    as_of: datetime,
+) -> Publication:
+    from validation.gate import SnapshotSpec
+
+    key = join_key(entity)
+    ids, vectors, norms = upstream.infer(entity, as_of)
+    if len(ids) == 0:
+        raise NotReadyError(
+            f"Nothing was known of any {entity} within {ws.config.coverage_days} days before {as_of}. "
+            "Choose a later as_of or a longer coverage_days."
+        )
+    previous = latest_before(ws, view, as_of)
+    previous_file = None if previous is None else ws.home.root / previous.path
+    if previous_file is not None and smoothing is not None:
+        old, known = _aligned(ids, *read_vectors(previous_file, key))
+        vectors = stabilize(vectors, old, known, smoothing)
+    table = clocked(_vector_table(key, ids, vectors, norms), as_of + ws.config.availability_lag)
+    id_type = "int64" if ids.dtype == pl.Int64 else "string"
+
+    def gate(staged: Path, available_at: datetime) -> Any:
+        spec = SnapshotSpec(
+            snapshot_id=staged.name,
+            entity=entity,
+            id_type=id_type,
+            dim=upstream.space.dim,
+            as_of=as_of,
+            available_at=available_at,
+        )
+        return shared_gate().check(staged, spec, previous=previous_file)
+
+    return publish(
+        ws,
+        View(view, entity, version, id_type, {"embedding": "list<float>"}, ws.config.ttl_days),
+        table,
+        as_of,
+        space_id=upstream.space.space_id,
+        gate=gate,
+    )
+
+
+def _vector_table(key: str, ids: pl.Series, vectors: np.ndarray, norms: np.ndarray) -> pa.Table:
+    count, dim = vectors.shape
+    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * dim)
+    embedding = pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(vectors).reshape(-1)))
+    key_type = pa.int64() if ids.dtype == pl.Int64 else pa.string()
+    return pa.table(
+        {key: ids.to_arrow().cast(key_type), "embedding": embedding, "norm": pa.array(norms, pa.float32())}
+    )

@@ -1,0 +1,147 @@
+"""Train one upstream model and register the space it spans as a version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from feature_repo.contracts.errors import NotReadyError
+from feature_repo.contracts.types import Space, Version
+from feature_repo.lake import read_json, write_json
+from jobs.workspace import Progress, Workspace, silent
+
+WARM_UP = timedelta(days=28)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The trained space and how its training went."""
+
+    version: str
+    space: Space
+    rows: int
+    curve: list[dict[str, float]]
+    reused: bool = False
+
+
+def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
+    """Train the upstream of `version` on what was known before the upstream cut-off.
+
+    A version that was trained on this log before the same cut-off with the same settings is kept.
+    Killed, a training goes on from its last checkpoint and ends with the same weights.
+
+    Raises
+    ------
+    ConfigError
+        If no upstream has that version.
+    NotReadyError
+        If nothing is ingested or no labelled row lies before the cut-off.
+    """
+    settings = ws.config.upstream(version)
+    cutoff = ws.splits.upstream_end
+    request = {
+        "upstream": settings.model_dump(mode="json"),
+        "preset": ws.config.preset,
+        "cutoff": cutoff.isoformat(),
+        "fingerprint": ws.log.fingerprint,
+        "refresh_days": ws.config.refresh_days,
+        "coverage_days": ws.config.coverage_days,
+        "availability_lag_minutes": ws.config.availability_lag_minutes,
+        "history_actions": ws.config.history_actions and list(ws.config.history_actions),
+        "threads": ws.config.threads,
+    }
+    folder = ws.home.artifacts / f"upstream-{version}"
+    done = folder / "training.json"
+    if done.exists() and read_json(done)["request"] == request:
+        record = read_json(done)
+        space = ws.ledger.space(record["space_id"])
+        return Result(version, space, record["rows"], record["curve"], reused=True)
+    ws.use_threads()
+    space, rows, curve = _train(ws, version, cutoff, progress)
+    ws.ledger.put_space(space)
+    ws.ledger.put_version(
+        Version(version, space.space_id, settings.description, "upstream team", ws.config.smoothing)
+    )
+    write_json({"request": request, "space_id": space.space_id, "rows": rows, "curve": curve}, done)
+    return Result(version, space, rows, curve)
+
+
+def _train(
+    ws: Workspace, version: str, cutoff: datetime, progress: Progress
+) -> tuple[Space, int, list[dict[str, Any]]]:
+    from jobs.features.batches import TrainingRows, input_spec
+    from jobs.features.labels import as_known_at, opportunities
+    from jobs.features.tables import Tables, fit_encoder
+    from models import presets
+    from models.training import fit
+    from models.upstream.derm import DERM, space_id
+
+    settings = ws.config.upstream(version)
+    preset = presets.by_name(ws.config.preset)
+    rows = as_known_at(opportunities(ws.log), cutoff)
+    grid = ws.refresh_moments(ws.log.start + WARM_UP, cutoff)
+    if not grid or rows.height == 0:
+        raise NotReadyError(
+            f"No labelled row lies between {ws.log.start + WARM_UP} and the upstream cut-off {cutoff}. "
+            "Ingest a longer log or set splits in config.yaml."
+        )
+    actions, coverage = ws.config.history_actions, ws.config.coverage
+    encoder = fit_encoder(
+        ws.log,
+        rows,
+        grid,
+        actions,
+        coverage,
+        sequence_length=preset.sequence_length,
+        interests=preset.interests,
+    )
+    tables = Tables(ws.log, encoder, actions, coverage)
+    training = TrainingRows(
+        tables,
+        rows,
+        grid,
+        lag=ws.config.availability_lag,
+        until=cutoff,
+        positives="click" if settings.click_weight > 0 else "conversion",
+        activity_pairs=True,
+        progress=lambda done, total: progress(f"read training rows of {version}", done, total),
+    )
+    if training.rows == 0:
+        raise NotReadyError("No labelled row belongs to a user with a history. Ingest a longer log.")
+    config = preset.model(input_spec(tables, preset.sequence_length))
+    config = replace(
+        config,
+        seed=settings.seed,
+        losses=replace(
+            config.losses,
+            click_weight=settings.click_weight if rows["click"].null_count() == 0 else 0.0,
+            conversion_weight=settings.conversion_weight,
+            contrastive_weight=settings.contrastive_weight,
+        ),
+    )
+    model = DERM(config)
+    train = replace(preset.train, seed=settings.seed)
+    history = fit(
+        model,
+        lambda epoch: training.epoch(epoch, batch_rows=preset.batch_rows, seed=settings.seed),
+        config=train,
+        steps_per_epoch=training.steps(preset.batch_rows),
+        progress=lambda step, total, metrics: progress(
+            f"train {version}: loss {metrics['total']:.4f}", step, total
+        ),
+        checkpoint_dir=ws.home.artifacts / f"upstream-{version}" / "checkpoint",
+    )
+    identity = space_id(model.state_dict(), config.to_dict(), ws.log.fingerprint)
+    artifact = ws.home.artifacts / identity
+    model.save(artifact)
+    encoder.save(artifact / "encoder.json")
+    space = Space(
+        space_id=identity,
+        dim=model.dim,
+        train_end=cutoff,
+        data_fingerprint=ws.log.fingerprint,
+        artifact=str(artifact.relative_to(ws.home.root)),
+        config=config.to_dict(),
+    )
+    return space, training.rows, history
