@@ -1,0 +1,1 @@
+"""Models: tensors in, tensors out. Imports torch, numpy, safetensors and `feature_repo.contracts` only."""

@@ -1,0 +1,70 @@
+"""DHEN: a stack of layers, each an ensemble of two different interaction modules (arXiv 2203.11014).
+
+Legend: B batch, F fields (tokens per example), D token dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from feature_repo.contracts.errors import ConfigError
+from models.upstream.layers import MLP, MaskNet, Transformer
+
+ModuleName = Literal["masknet", "transformer", "mlp"]
+
+
+class DHENLayer(nn.Module):
+    """norm(shortcut + first module + second module)."""
+
+    def __init__(self, config: DHEN.Config, fields: int, dim: int) -> None:
+        super().__init__()
+        self.ensemble = nn.ModuleList(_build(name, config, fields, dim) for name in config.modules)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, tokens_BFD: Tensor) -> Tensor:
+        """Return [B, F, D]."""
+        first, second = self.ensemble
+        return self.norm(tokens_BFD + first(tokens_BFD) + second(tokens_BFD))
+
+
+class DHEN(nn.Module):
+    """The backbone of every tower: tokens [B, F, D] to tokens [B, F, D]."""
+
+    @dataclass(frozen=True)
+    class Config:
+        layers: int = 2
+        modules: tuple[ModuleName, ModuleName] = ("masknet", "mlp")
+        masknet: MaskNet.Config = field(default_factory=MaskNet.Config)
+        transformer: Transformer.Config = field(default_factory=Transformer.Config)
+        mlp: MLP.Config = field(default_factory=MLP.Config)
+
+        def __post_init__(self) -> None:
+            if self.layers < 1:
+                raise ConfigError(f"A DHEN needs at least one layer, not {self.layers}.")
+            unknown = set(self.modules) - {"masknet", "transformer", "mlp"}
+            if unknown or len(self.modules) != 2 or len(set(self.modules)) != 2:
+                raise ConfigError(
+                    "A DHEN layer ensembles two different modules of masknet, transformer and mlp; "
+                    f"not {self.modules}."
+                )
+
+    def __init__(self, config: Config, fields: int, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DHENLayer(config, fields, dim) for _ in range(config.layers))
+
+    def forward(self, tokens_BFD: Tensor) -> Tensor:
+        """Return [B, F, D]."""
+        for layer in self.layers:
+            tokens_BFD = layer(tokens_BFD)
+        return tokens_BFD
+
+
+def _build(name: ModuleName, config: DHEN.Config, fields: int, dim: int) -> nn.Module:
+    if name == "masknet":
+        return MaskNet(config.masknet, fields, dim)
+    if name == "transformer":
+        return Transformer(config.transformer, dim)
+    return MLP(config.mlp, fields, dim)

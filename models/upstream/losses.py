@@ -1,0 +1,197 @@
+"""What the upstream model is trained on: contrastive pairs, clicks, conversions.
+
+Legend: B rows, U distinct users, I distinct items, N positive pairs, E vector dim.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from feature_repo.contracts.errors import ConfigError
+from models.upstream.inputs import TrainBatch
+
+_HIDDEN = -1e9  # a logit that no softmax sees; finite, because -inf rows would have NaN gradients
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and forms of the losses.
+
+    Attributes
+    ----------
+    click, conversion, contrastive
+        Weight of each part in the total; 0 leaves the part out of the total (it is still recorded).
+    conversion_form
+        ``clicked``: conversions given a click, trained on clicked rows. ``esmm``: over all impressions,
+        p(click) * p(conversion | click) against click-and-conversion (arXiv 1804.07931).
+    activity
+        Weight of an activity pair against 1 of a positive row in the contrastive loss.
+    temperature, temperature_min, temperature_max
+        Start and bounds of the learned softmax temperature.
+    """
+
+    click: float = 1.0
+    conversion: float = 0.5
+    contrastive: float = 0.2
+    conversion_form: Literal["clicked", "esmm"] = "clicked"
+    activity: float = 1.0
+    temperature: float = 0.1
+    temperature_min: float = 0.02
+    temperature_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature_min <= self.temperature <= self.temperature_max:
+            raise ConfigError("The temperature must lie between its bounds, and all three above 0.")
+        if min(self.click, self.conversion, self.contrastive, self.activity) < 0:
+            raise ConfigError("Loss weights cannot be negative.")
+        if self.click + self.conversion + self.contrastive == 0:
+            raise ConfigError("All loss weights are 0: there is nothing to train on.")
+
+
+class Losses(nn.Module):
+    """All losses of the upstream model; holds the learned temperature."""
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
+
+    def forward(
+        self,
+        batch: TrainBatch,
+        user_UE: Tensor,
+        item_IE: Tensor,
+        click_logit_B: Tensor,
+        conversion_logit_B: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return scalars: click, conversion, contrastive, temperature and the weighted total of the three."""
+        config = self.config
+        temperature = self._temperature()
+        pair_user, pair_item, weight = self._pairs(batch)
+        contrastive = contrastive_loss(
+            user_UE,
+            item_IE,
+            pair_user,
+            pair_item,
+            temperature,
+            item_log_q_I=batch.item_log_q,
+            user_key_U=batch.user_key,
+            item_key_I=batch.item_key,
+            weight_N=weight,
+        )
+        click = masked_bce(click_logit_B, batch.click, batch.click_known)
+        if config.conversion_form == "esmm":
+            both_B = batch.click * batch.conversion
+            conversion = esmm_loss(click_logit_B, conversion_logit_B, both_B, batch.conversion_known)
+        else:
+            clicked_B = batch.click_known & batch.conversion_known & (batch.click > 0.5)
+            conversion = masked_bce(conversion_logit_B, batch.conversion, clicked_B)
+        total = config.click * click + config.conversion * conversion + config.contrastive * contrastive
+        return {
+            "total": total,
+            "click": click,
+            "conversion": conversion,
+            "contrastive": contrastive,
+            "temperature": temperature.detach(),
+        }
+
+    def _temperature(self) -> Tensor:
+        """Clamp the parameter itself: clamping only its use would leave it without gradient at the bound."""
+        if self.training:
+            with torch.no_grad():
+                self.log_temperature.clamp_(
+                    math.log(self.config.temperature_min), math.log(self.config.temperature_max)
+                )
+        return self.log_temperature.exp()
+
+    def _pairs(self, batch: TrainBatch) -> tuple[Tensor, Tensor, Tensor]:
+        rows = batch.positive.nonzero().squeeze(1)
+        pair_user = torch.cat([batch.user_index[rows], batch.pos_user_index])
+        pair_item = torch.cat([batch.item_index[rows], batch.pos_item_index])
+        weight = torch.ones(len(pair_user), device=pair_user.device)
+        weight[len(rows) :] = self.config.activity
+        return pair_user, pair_item, weight
+
+
+def contrastive_loss(
+    user_UE: Tensor,
+    item_IE: Tensor,
+    pair_user_N: Tensor,
+    pair_item_N: Tensor,
+    temperature: Tensor | float,
+    *,
+    item_log_q_I: Tensor,
+    user_key_U: Tensor,
+    item_key_I: Tensor,
+    weight_N: Tensor | None = None,
+) -> Tensor:
+    """Return the in-batch sampled softmax loss of user-item pairs, a scalar.
+
+    Every item of the batch is a candidate for every user. The logit of a candidate is
+    ``user . item / temperature - log_q`` (Yi et al. 2019: popular items come up as negatives too often).
+    Accidental hits are no negatives: neither another column with the item's key nor any item that is a
+    positive of the same user, by key, in this batch.
+
+    Parameters
+    ----------
+    user_UE, item_IE
+        Vectors.
+    pair_user_N, pair_item_N
+        Positive pairs as indices into the rows of the vectors.
+    temperature
+        Scale of the softmax, above 0.
+    item_log_q_I
+        Log probability that the item is in a batch; a constant shift changes nothing.
+    user_key_U, item_key_I
+        Identities.
+    weight_N
+        Weight per pair; the loss is the weighted mean. 0 for no pairs or all-zero weights.
+    """
+    if len(pair_user_N) == 0:
+        return 0.0 * (user_UE.sum() + item_IE.sum())
+    # All pairs of a user share one set of negatives, so their softmax is taken once per user, not per pair.
+    logit_UI = user_UE @ item_IE.T / temperature - item_log_q_I
+    hit_UI = _hits(pair_user_N, pair_item_N, user_key_U, item_key_I)
+    negative_U = torch.logsumexp(logit_UI.masked_fill(hit_UI, _HIDDEN), dim=1)
+    loss_N = functional.softplus(negative_U[pair_user_N] - logit_UI[pair_user_N, pair_item_N])
+    if weight_N is None:
+        return loss_N.mean()
+    return (loss_N * weight_N).sum() / weight_N.sum().clamp_min(1e-12)
+
+
+def _hits(pair_user_N: Tensor, pair_item_N: Tensor, user_key_U: Tensor, item_key_I: Tensor) -> Tensor:
+    """Return [U, I], True where the item's key is a positive of the user's key."""
+    _, user_U = torch.unique(user_key_U, return_inverse=True)
+    _, item_I = torch.unique(item_key_I, return_inverse=True)
+    hit = torch.zeros(len(user_U), len(item_I), dtype=torch.bool, device=user_key_U.device)
+    hit[user_U[pair_user_N], item_I[pair_item_N]] = True
+    return hit[user_U][:, item_I]
+
+
+def masked_bce(logit_B: Tensor, target_B: Tensor, known_B: Tensor) -> Tensor:
+    """Return the mean binary cross entropy over rows whose label is known; 0 if none is."""
+    target = torch.where(known_B, target_B, 0.0)  # an unknown label may be NaN
+    known = known_B.to(logit_B.dtype)
+    summed = functional.binary_cross_entropy_with_logits(logit_B, target, weight=known, reduction="sum")
+    return summed / known.sum().clamp_min(1.0)
+
+
+def esmm_loss(click_logit_B: Tensor, conversion_logit_B: Tensor, both_B: Tensor, known_B: Tensor) -> Tensor:
+    """Return the mean cross entropy of p(click) * p(conversion | click) over known rows; 0 if there are none.
+
+    In log space throughout: with a, b the logits and p = s(a) s(b),
+    ``1 - p = (exp(-a) + exp(-b) + exp(-a - b)) s(a) s(b)``, which no probability near 0 or 1 can break.
+    """
+    a, b = click_logit_B, conversion_logit_B
+    log_p = functional.logsigmoid(a) + functional.logsigmoid(b)
+    log_not_p = torch.logsumexp(torch.stack([-a, -b, -a - b]), dim=0) + log_p
+    both = torch.where(known_B, both_B, 0.0)
+    known = known_B.to(a.dtype)
+    loss_B = -(both * log_p + (1.0 - both) * log_not_p)
+    return (loss_B * known).sum() / known.sum().clamp_min(1.0)

@@ -1,0 +1,102 @@
+"""From raw features to tokens: tables, numeric projections, interests.
+
+Legend: B rows of any entity, C categorical and N numeric features, K interest values, D token dim.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class CategoryTable(nn.Module):
+    """One embedding table for several categorical features, each with its own rows.
+
+    One table rather than one per feature: a lookup of all features is then a single gather.
+    Index 0 (unknown) has a learned row, because not knowing an attribute says something.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, sizes: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        starts = [0, *accumulate(sizes)][:-1] if sizes else []
+        self.register_buffer("offsets", torch.tensor(starts, dtype=torch.int64), persistent=False)
+        self.fields = len(sizes)
+        self.dim = dim
+        self.table = embedding(sum(sizes), dim) if sizes else None
+
+    def forward(self, cats_BC: Tensor) -> Tensor:
+        """Return tokens [B, C, D]."""
+        if self.table is None:
+            return cats_BC.new_zeros((*cats_BC.shape, self.dim), dtype=torch.float32)
+        return self.table(cats_BC + self.offsets)
+
+    def weighted_sums(self, values_BCK: Tensor, weights_BCK: Tensor) -> Tensor:
+        """Return per feature the weighted sum of the embeddings of K values, [B, C, D]."""
+        rows, fields, values = values_BCK.shape
+        if self.table is None or values == 0:
+            return weights_BCK.new_zeros(rows, fields, self.dim)
+        index = (values_BCK + self.offsets[:, None]).view(rows * fields, values)
+        weights = weights_BCK.reshape(rows * fields, values)
+        sums = functional.embedding_bag(index, self.table.weight, mode="sum", per_sample_weights=weights)
+        return sums.view(rows, fields, self.dim)
+
+
+class ItemTables(nn.Module):
+    """What both towers know of items: a row per frequent item or hash bucket, and the attributes.
+
+    Shared, so that "a user bought this type" and "the item is of this type" are the same vector.
+    """
+
+    def __init__(self, rows: int, cats: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.rows = embedding(rows, dim, padding_idx=0)
+        self.attributes = CategoryTable(cats, dim)
+
+
+class NumericTokens(nn.Module):
+    """Numeric features as a few tokens; none where there are no features."""
+
+    def __init__(self, features: int, tokens: int, dim: int) -> None:
+        super().__init__()
+        self.tokens = tokens if features else 0
+        self.dim = dim
+        if features:
+            hidden = tokens * dim
+            self.expand = nn.Linear(features, hidden)
+            self.shrink = nn.Linear(hidden, hidden)
+
+    def forward(self, nums_BN: Tensor) -> Tensor:
+        """Return tokens [B, tokens, D]."""
+        if not self.tokens:
+            return nums_BN.new_zeros(nums_BN.shape[0], 0, self.dim)
+        return self.shrink(functional.relu(self.expand(nums_BN))).view(-1, self.tokens, self.dim)
+
+
+class RowDropout(nn.Module):
+    """Zero whole embeddings, so that a tower learns to do without the ids that the long tail lacks."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, rows_BD: Tensor) -> Tensor:
+        """Return [B, D]; not rescaled, because an item without a row must look the same as a dropped one."""
+        if not self.training or self.rate == 0.0:
+            return rows_BD
+        keep_B1 = torch.rand(rows_BD.shape[0], 1, device=rows_BD.device) >= self.rate
+        return rows_BD * keep_B1
+
+
+def embedding(rows: int, dim: int, padding_idx: int | None = None) -> nn.Embedding:
+    """Return a table whose embeddings have a norm near 1, the scale at which layers start well."""
+    table = nn.Embedding(rows, dim, padding_idx=padding_idx)
+    nn.init.normal_(table.weight, std=dim**-0.5)
+    if padding_idx is not None:
+        with torch.no_grad():
+            table.weight[padding_idx].zero_()
+    return table

@@ -1,0 +1,112 @@
+"""The user, item and interaction towers: tokens in, DHEN, tokens out.
+
+Legend: U users, I items, B rows, F fields (tokens of one example), D token dim inside a tower,
+M output tokens of E floats each; M * E is the dim of the published vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.upstream.dhen import DHEN
+from models.upstream.inputs import ContextBatch, InputSpec, ItemBatch, UserBatch
+from models.upstream.sequence import SequenceTokens
+from models.upstream.tokens import CategoryTable, ItemTables, NumericTokens, RowDropout
+
+
+class UnitTokens(nn.Module):
+    """Compress tokens [B, F, D] into M tokens of E floats, flattened and scaled to length 1."""
+
+    def __init__(self, fields: int, dim: int, out: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(fields * dim, out)
+
+    def forward(self, tokens_BFD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return unit vectors [B, M * E] and their lengths before scaling [B]."""
+        raw = self.out(tokens_BFD.flatten(1))
+        norm_B = torch.linalg.vector_norm(raw, dim=-1).clamp_min(1e-6)
+        return raw / norm_B[:, None], norm_B
+
+
+class UserTower(nn.Module):
+    """Activity sequence, interests, attributes and counts of a user to one unit vector."""
+
+    @dataclass(frozen=True)
+    class Config:
+        numeric_tokens: int = 2
+        sequence: SequenceTokens.Config = field(default_factory=SequenceTokens.Config)
+        dhen: DHEN.Config = field(default_factory=DHEN.Config)
+
+    def __init__(self, config: Config, spec: InputSpec, dim: int, out: int) -> None:
+        super().__init__()
+        self.cats = CategoryTable(spec.user_cats, dim)
+        self.nums = NumericTokens(spec.user_nums, config.numeric_tokens, dim)
+        self.sequence = SequenceTokens(config.sequence, spec, dim)
+        fields = len(spec.user_cats) + self.nums.tokens + len(spec.item_cats) + config.sequence.tokens
+        self.dhen = DHEN(config.dhen, fields, dim)
+        self.head = UnitTokens(fields, dim, out)
+
+    def forward(self, users: UserBatch, tables: ItemTables) -> tuple[Tensor, Tensor]:
+        """Return unit vectors [U, M * E] and their lengths before scaling [U]."""
+        interests_UCD = tables.attributes.weighted_sums(users.interest_value, users.interest_weight)
+        tokens = [self.cats(users.cats), self.nums(users.nums), interests_UCD, self.sequence(users, tables)]
+        return self.head(self.dhen(torch.cat(tokens, dim=1)))
+
+
+class ItemTower(nn.Module):
+    """Id row, attributes and counts of an item to one unit vector."""
+
+    @dataclass(frozen=True)
+    class Config:
+        numeric_tokens: int = 2
+        row_dropout: float = 0.2
+        dhen: DHEN.Config = field(default_factory=DHEN.Config)
+
+    def __init__(self, config: Config, spec: InputSpec, dim: int, out: int) -> None:
+        super().__init__()
+        self.nums = NumericTokens(spec.item_nums, config.numeric_tokens, dim)
+        self.row_dropout = RowDropout(config.row_dropout)
+        fields = 1 + len(spec.item_cats) + self.nums.tokens
+        self.dhen = DHEN(config.dhen, fields, dim)
+        self.head = UnitTokens(fields, dim, out)
+
+    def forward(self, items: ItemBatch, tables: ItemTables) -> tuple[Tensor, Tensor]:
+        """Return unit vectors [I, M * E] and their lengths before scaling [I]."""
+        row_I1D = self.row_dropout(tables.rows(items.row)).unsqueeze(1)
+        tokens = [row_I1D, tables.attributes(items.cats), self.nums(items.nums)]
+        return self.head(self.dhen(torch.cat(tokens, dim=1)))
+
+
+class InteractionTower(nn.Module):
+    """Output tokens of both towers, their products and the context to one hidden vector per row.
+
+    It sees only what is published (unit vectors): whatever the click head learns about a user or an
+    item has to pass through the vectors that consumers read.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        numeric_tokens: int = 1
+        hidden: int = 64
+        dhen: DHEN.Config = field(default_factory=DHEN.Config)
+
+    def __init__(self, config: Config, spec: InputSpec, out_tokens: int, out_dim: int) -> None:
+        super().__init__()
+        self.shape = (out_tokens, out_dim)
+        self.cats = CategoryTable(spec.context_cats, out_dim)
+        self.nums = NumericTokens(spec.context_nums, config.numeric_tokens, out_dim)
+        fields = 3 * out_tokens + len(spec.context_cats) + self.nums.tokens
+        self.dhen = DHEN(config.dhen, fields, out_dim)
+        self.head = nn.Linear(fields * out_dim, config.hidden)
+
+    def forward(self, user_BE: Tensor, item_BE: Tensor, context: ContextBatch) -> Tensor:
+        """Return [B, hidden]."""
+        # A unit vector has entries near dim ** -0.5; layers start best on entries near 1.
+        scale = user_BE.shape[1] ** 0.5
+        user_BME, item_BME = ((v * scale).unflatten(1, self.shape) for v in (user_BE, item_BE))
+        tokens = [user_BME, item_BME, user_BME * item_BME, self.cats(context.cats), self.nums(context.nums)]
+        return functional.relu(self.head(self.dhen(torch.cat(tokens, dim=1)).flatten(1)))
