@@ -33,8 +33,15 @@ class Publication:
 
 
 def clocked(table: pa.Table, available_at: datetime) -> pa.Table:
-    """Append the two clocks of every stored row: event_timestamp and created."""
+    """Append the clocks of every stored row: event_timestamp and created, and available_us.
+
+    ``available_us`` repeats event_timestamp as a feature (int64 microseconds since 1970), so that every
+    reader, offline and online, can tell how old a value is and a training set can prove that none is
+    newer than its label.
+    """
     clock = pa.timestamp("us", tz="UTC")
+    available_us = int(available_at.timestamp() * 1_000_000)
+    table = table.append_column("available_us", pa.array([available_us] * table.num_rows, pa.int64()))
     created = datetime.now(UTC)
     for name, moment in (("event_timestamp", available_at), ("created", created)):
         table = table.append_column(pa.field(name, clock), pa.array([moment] * table.num_rows, clock))
@@ -108,12 +115,10 @@ def publish(
             os.replace(staged, refused)
             write_json(verdict.to_dict(), refused.parent / "verdict.json")
             ws.ledger.put_snapshot(snapshot)
-            reasons = "; ".join(
-                f"{check.name} {check.observed} ({check.bound})" for check in verdict.failures()
-            )
+            reasons = "; ".join(f"{check.name} {check.observed} ({check.bound})" for check in verdict.failures())
             raise SnapshotRefusedError(
-                f"The gate refused {snapshot_id}: {reasons or verdict.error}. The previous snapshot goes on being "
-                f"read. The rows and the verdict lie in {refused.parent}.",
+                f"The gate refused {snapshot_id}: {reasons or verdict.error}. The previous snapshot goes on "
+                f"being read. The rows and the verdict lie in {refused.parent}.",
                 verdict,
             )
     ws.ledger.put_view(view)

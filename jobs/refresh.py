@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from validation.gate import Gate
 
 INFERENCE_ROWS = 4096
+EMBEDDING_FIELDS = {"embedding": "list<float>", "available_us": "int64"}
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,7 @@ def _aligned(ids: pl.Series, old_ids: pl.Series, old: np.ndarray) -> tuple[np.nd
     """Return the old vectors in the order of `ids`, and which were known."""
     position = (
         pl.DataFrame({"id": ids})
-        .join(pl.DataFrame({"id": old_ids}).with_row_index("at"), on="id", how="left", maintain_order="left")[
-            "at"
-        ]
+        .join(pl.DataFrame({"id": old_ids}).with_row_index("at"), on="id", how="left", maintain_order="left")["at"]
         .cast(pl.Int64)
         .fill_null(-1)
         .to_numpy()
@@ -230,7 +229,7 @@ def _refresh_entity(
 
     return publish(
         ws,
-        View(view, entity, version, id_type, {"embedding": "list<float>"}, ws.config.ttl_days),
+        View(view, entity, version, id_type, EMBEDDING_FIELDS, ws.config.ttl_days),
         table,
         as_of,
         space_id=upstream.space.space_id,
@@ -243,6 +242,4 @@ def _vector_table(key: str, ids: pl.Series, vectors: np.ndarray, norms: np.ndarr
     offsets = pa.array(np.arange(count + 1, dtype=np.int32) * dim)
     embedding = pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(vectors).reshape(-1)))
     key_type = pa.int64() if ids.dtype == pl.Int64 else pa.string()
-    return pa.table(
-        {key: ids.to_arrow().cast(key_type), "embedding": embedding, "norm": pa.array(norms, pa.float32())}
-    )
+    return pa.table({key: ids.to_arrow().cast(key_type), "embedding": embedding, "norm": pa.array(norms, pa.float32())})

@@ -1,0 +1,59 @@
+"""Apply: bring Feast's registry to what the ledger says exists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from feature_repo.contracts.errors import NotReadyError
+from feature_repo.contracts.naming import ENTITIES, attributes_view, embedding_view, stats_view
+from jobs.workspace import Progress, Workspace, silent
+
+
+@dataclass(frozen=True)
+class Result:
+    """Names of what is registered now, and of what was removed."""
+
+    views: tuple[str, ...]
+    services: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+def run(ws: Workspace, *, progress: Progress = silent) -> Result:
+    """Record the configured consumers and register every view and service with Feast.
+
+    Applying twice changes nothing; a view leaves the registry only when the ledger has no snapshot of it.
+
+    Raises
+    ------
+    NotReadyError
+        If nothing was published yet.
+    """
+    progress("register consumers", 0, 2)
+    published = {snapshot.view for snapshot in ws.ledger.snapshots(accepted=True)}
+    if not published:
+        raise NotReadyError("Nothing is published yet. Run `headwater backfill` first.")
+    known = {consumer["name"]: consumer["record"] for consumer in ws.ledger.consumers()}
+    for consumer in ws.config.consumers:
+        plain = [view(entity) for view in (attributes_view, stats_view) for entity in ENTITIES]
+        embeddings = [embedding_view(entity, version) for version in consumer.versions for entity in ENTITIES]
+        views = [view for view in [*plain, *embeddings] if view in published]
+        record = {**known.get(consumer.name, {}), "views": views}
+        ws.ledger.put_consumer(consumer.name, consumer.task, list(consumer.versions), record)
+    progress("feast apply", 1, 2)
+    from feature_repo.views import feast_objects
+    from jobs.store import open_store
+
+    objects = feast_objects(ws.home, ws.ledger)
+    store = open_store(ws.home)
+    stale = [
+        found
+        for found in [*store.list_feature_services(), *store.list_feature_views(), *store.list_data_sources()]
+        if found.name not in objects and not found.name.endswith("_source")
+    ]
+    store.apply(list(objects.values()), objects_to_delete=stale, partial=False)
+    progress("feast apply", 2, 2)
+    return Result(
+        views=tuple(view.name for view in store.list_feature_views()),
+        services=tuple(service.name for service in store.list_feature_services()),
+        removed=tuple(found.name for found in stale),
+    )

@@ -1,0 +1,57 @@
+"""Backfill: every scheduled refresh of a period, in the order of time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from jobs import refresh, refresh_plain
+from jobs.publication import Publication
+from jobs.workspace import Progress, Workspace, silent
+
+
+@dataclass(frozen=True)
+class Result:
+    """All snapshots of the period, those that were there already included."""
+
+    moments: tuple[datetime, ...]
+    publications: tuple[Publication, ...]
+
+
+def run(
+    ws: Workspace,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    *,
+    progress: Progress = silent,
+) -> Result:
+    """Publish the counts and every version's vectors for each scheduled moment in [start, end).
+
+    Parameters
+    ----------
+    start
+        First moment; the upstream cut-off by default, since earlier vectors would come from a model
+        that was trained on their future.
+    end
+        The end of the log by default.
+
+    Raises
+    ------
+    SnapshotRefusedError
+        If the gate refused a snapshot: the moments before it stay published.
+    """
+    ws.use_threads()
+    moments = ws.refresh_moments(start or ws.splits.upstream_end, end or ws.log.end)
+    versions = ws.ledger.versions()
+    upstreams = {
+        version.version: refresh.Upstream(ws, ws.ledger.space(version.space_id)) for version in versions
+    }
+    found: list[Publication] = []
+    for step, moment in enumerate(moments):
+        progress(f"refresh as of {moment:%Y-%m-%d}", step, len(moments))
+        found.extend(refresh_plain.run(ws, moment).publications)
+        for version in versions:
+            result = refresh.run(ws, version.version, moment, upstream=upstreams[version.version])
+            found.extend(result.publications)
+    progress("refresh", len(moments), len(moments))
+    return Result(tuple(moments), tuple(found))

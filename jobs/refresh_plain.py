@@ -1,0 +1,125 @@
+"""Publish the plain feature views: attributes, and counts as of one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from feature_repo.contracts.naming import ENTITIES, attributes_view, join_key, stats_view
+from feature_repo.contracts.types import Entity, View
+from jobs.publication import Publication, clocked, publish, published
+from jobs.refresh import shared_gate
+from jobs.workspace import Progress, Workspace, silent
+
+# Attributes without a time of their own hold from here on.
+ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The plain snapshots of one moment."""
+
+    as_of: datetime
+    publications: tuple[Publication, ...]
+
+
+def run(ws: Workspace, as_of: datetime, *, progress: Progress = silent) -> Result:
+    """Publish user and item counts as of a moment, and the attributes once.
+
+    A moment that is published already is left as it is.
+
+    Raises
+    ------
+    SnapshotRefusedError
+        If the gate refused a snapshot.
+    """
+    publications = []
+    for step, entity in enumerate(ENTITIES):
+        progress(f"counts of {entity}s as of {as_of:%Y-%m-%d}", step, len(ENTITIES))
+        publications.append(_attributes(ws, entity))
+        publications.append(_counts(ws, entity, as_of))
+    return Result(as_of, tuple(publication for publication in publications if publication is not None))
+
+
+def _counts(ws: Workspace, entity: Entity, as_of: datetime) -> Publication:
+    from jobs.features.history import STATS, stats
+
+    view = stats_view(entity)
+    done = published(ws, view, as_of)
+    if done is not None:
+        return Publication(done, 0.0, reused=True)
+    frame = stats(ws.log, entity, as_of, ws.config.coverage).select(join_key(entity), *STATS)
+    table = clocked(_arrow(frame), as_of + ws.config.availability_lag)
+    return _publish(ws, view, entity, table, as_of, ws.config.ttl_days)
+
+
+def _attributes(ws: Workspace, entity: Entity) -> Publication | None:
+    columns = ws.log.attribute_columns(entity)
+    names = [*columns.categorical, *columns.numeric]
+    if not names:
+        return None
+    view = attributes_view(entity)
+    done = published(ws, view, ALWAYS)
+    if done is not None:
+        return Publication(done, 0.0, reused=True)
+    frame = ws.log.attributes(entity)
+    own_clock = "event_timestamp" in frame.columns
+    key = join_key(entity)
+    # Categories are text in the lake, whatever type they came in: one type for every reader.
+    chosen = frame.select(
+        key,
+        *(pl.col(name).cast(pl.String) for name in columns.categorical),
+        *(pl.col(name).cast(pl.Float64) for name in columns.numeric),
+        *(["event_timestamp"] if own_clock else []),
+    )
+    if own_clock:
+        created = pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")).alias("created")
+        table = _arrow(chosen.with_columns(created))
+    else:
+        table = clocked(_arrow(chosen), ALWAYS)
+    return _publish(ws, view, entity, table, ALWAYS, 0)
+
+
+def _arrow(frame: pl.DataFrame) -> pa.Table:
+    table = frame.to_arrow()
+    plain = [
+        pa.field(field.name, pa.string() if pa.types.is_large_string(field.type) else field.type)
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(plain))
+
+
+def _publish(
+    ws: Workspace, view: str, entity: Entity, table: pa.Table, as_of: datetime, ttl_days: int
+) -> Publication:
+    from validation.gate import FeatureSpec
+
+    key = join_key(entity)
+    fields = {
+        field.name: str(field.type)
+        for field in table.schema
+        if field.name not in (key, "event_timestamp", "created")
+    }
+    id_type = "int64" if table.schema.field(key).type == pa.int64() else "string"
+
+    def gate(staged: Path, available_at: datetime) -> Any:
+        timed = as_of != ALWAYS
+        spec = FeatureSpec(
+            snapshot_id=view,
+            entity=entity,
+            id_type=id_type,
+            fields=fields,
+            as_of=as_of,
+            available_at=available_at if timed else None,
+            counts=timed,
+        )
+        return shared_gate().check_features(staged, spec)
+
+    return publish(
+        ws, View(view, entity, None, id_type, fields, ttl_days), table, as_of, space_id=None, gate=gate
+    )
