@@ -1,9 +1,11 @@
-"""Named sizes of the upstream model with how to train it."""
+"""Named sizes of the upstream model: what is read, what is built, how it is trained."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from feature_repo.contracts.errors import ConfigError
 from models.training import TrainConfig
 from models.upstream.derm import DERM
 from models.upstream.dhen import DHEN
@@ -13,18 +15,43 @@ from models.upstream.sequence import SequenceTokens
 from models.upstream.towers import InteractionTower, ItemTower, UserTower
 
 
-class Preset(NamedTuple):
-    """A model config and the training config that suits it."""
+@dataclass(frozen=True)
+class Preset:
+    """One named size.
 
-    model: DERM.Config
+    Attributes
+    ----------
+    sequence_length, interests
+        T activities and K interest values per attribute that are read of a user.
+    batch_rows
+        Impressions per training batch.
+    model
+        Makes the model's config for given inputs.
+    train
+        How to train it.
+    """
+
+    sequence_length: int
+    interests: int
+    batch_rows: int
+    model: Callable[[InputSpec], DERM.Config]
     train: TrainConfig
 
 
-def debug(inputs: InputSpec) -> Preset:
+def by_name(name: str) -> Preset:
+    """Return a preset: ``debug``, ``small`` or ``full``; ConfigError for any other name."""
+    presets = {"debug": debug, "small": small, "full": full}
+    if name not in presets:
+        raise ConfigError(f"There is no preset '{name}': choose one of {', '.join(presets)}.")
+    return presets[name]()
+
+
+def debug() -> Preset:
     """Return the smallest model with every part in it: seconds on anything. For tests."""
     dhen = DHEN.Config(layers=1, masknet=MaskNet.Config(1, 16, 16), mlp=MLP.Config(16))
-    return Preset(
-        DERM.Config(
+
+    def model(inputs: InputSpec) -> DERM.Config:
+        return DERM.Config(
             inputs,
             dim=8,
             out_tokens=2,
@@ -32,17 +59,17 @@ def debug(inputs: InputSpec) -> Preset:
             user=UserTower.Config(1, SequenceTokens.Config(tokens=2), dhen),
             item=ItemTower.Config(1, dhen=dhen),
             interaction=InteractionTower.Config(1, 16, dhen),
-        ),
-        TrainConfig(epochs=1, learning_rate=1e-2, embedding_learning_rate=1e-2),
-    )
+        )
+
+    return Preset(8, 4, 512, model, TrainConfig(epochs=1, learning_rate=1e-2, embedding_learning_rate=1e-2))
 
 
-def small(inputs: InputSpec) -> Preset:
+def small() -> Preset:
     """Return the demo's model: vectors of 64 floats, half a minute per 700k rows on 2 cores."""
-    return Preset(DERM.Config(inputs), TrainConfig())
+    return Preset(48, 16, 4096, DERM.Config, TrainConfig())
 
 
-def full(inputs: InputSpec) -> Preset:
+def full() -> Preset:
     """Return a model for tens of millions of rows and an accelerator: vectors of 128 floats."""
     dhen = DHEN.Config(
         layers=3,
@@ -50,8 +77,9 @@ def full(inputs: InputSpec) -> Preset:
         masknet=MaskNet.Config(4, 256, 256),
         transformer=Transformer.Config(heads=4),
     )
-    return Preset(
-        DERM.Config(
+
+    def model(inputs: InputSpec) -> DERM.Config:
+        return DERM.Config(
             inputs,
             dim=64,
             out_tokens=4,
@@ -59,6 +87,7 @@ def full(inputs: InputSpec) -> Preset:
             user=UserTower.Config(4, SequenceTokens.Config(layers=2, tokens=8), dhen),
             item=ItemTower.Config(4, dhen=dhen),
             interaction=InteractionTower.Config(2, 256, dhen),
-        ),
-        TrainConfig(epochs=2, learning_rate=1e-3, embedding_learning_rate=2e-3),
-    )
+        )
+
+    train = TrainConfig(epochs=2, learning_rate=1e-3, embedding_learning_rate=2e-3)
+    return Preset(200, 32, 8192, model, train)

@@ -33,8 +33,8 @@ class TrainConfig:
 
     Attributes
     ----------
-    epochs, steps_per_epoch
-        Length of the run. None takes the length of ``batches(0)``, which must then have one.
+    epochs
+        Passes over the data.
     learning_rate, embedding_learning_rate
         Peaks of the schedule for dense layers and for embedding tables.
     weight_decay
@@ -52,7 +52,6 @@ class TrainConfig:
     """
 
     epochs: int = 3
-    steps_per_epoch: int | None = None
     learning_rate: float = 2e-3
     embedding_learning_rate: float = 4e-3
     weight_decay: float = 0.01
@@ -90,6 +89,7 @@ def fit(
     batches: Callable[[int], Iterable[Any]],
     *,
     config: TrainConfig,
+    steps_per_epoch: int | None = None,
     progress: Progress | None = None,
     checkpoint_dir: Path | None = None,
 ) -> History:
@@ -104,6 +104,8 @@ def fit(
         Gives the batches of an epoch (0, 1 ...); each has ``to(device)``. Must depend on the epoch alone
         (not on torch's random state), because a resumed run asks for the same epoch again and skips what
         it has seen.
+    steps_per_epoch
+        Batches of an epoch; None takes the length of ``batches(0)``, which must then have one.
     progress
         Called after each step with (steps done, steps in all, metrics of the step).
     checkpoint_dir
@@ -120,7 +122,7 @@ def fit(
     """
     started = time.perf_counter()
     device = next(model.parameters()).device
-    epoch_batches, per_epoch = _measured(batches, config)
+    epoch_batches, per_epoch = _measured(batches, steps_per_epoch)
     total = per_epoch * config.epochs
     optimizer = build_optimizer(model, config)
     store = CheckpointStore(checkpoint_dir, _identity(model, config, per_epoch)) if checkpoint_dir else None
@@ -160,10 +162,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         decay = 0.0 if id(parameter) in tables or parameter.ndim < 2 else config.weight_decay
         groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
-        [
-            {"params": ps, "lr": rate, "peak": rate, "weight_decay": decay}
-            for (rate, decay), ps in groups.items()
-        ],
+        [{"params": ps, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()],
         betas=(config.beta1, config.beta2),
         fused=True,
     )
@@ -199,11 +198,11 @@ def _step(
 
 
 def _measured(
-    batches: Callable[[int], Iterable[Any]], config: TrainConfig
+    batches: Callable[[int], Iterable[Any]], steps_per_epoch: int | None
 ) -> tuple[Callable[[int], Iterable[Any]], int]:
     """Return `batches` and the steps of an epoch, without making the first epoch twice."""
-    if config.steps_per_epoch is not None:
-        return batches, config.steps_per_epoch
+    if steps_per_epoch is not None:
+        return batches, steps_per_epoch
     first = batches(0)
     if not isinstance(first, Sized) or len(first) == 0:
         raise ConfigError("The first epoch is empty or has no length: give batches, or set steps_per_epoch.")

@@ -71,9 +71,7 @@ class CheckpointStore:
             state = json.loads((found / _STATE).read_text())
             payload = (found / _TENSORS).read_bytes()
         except (OSError, ValueError) as error:
-            raise LakeError(
-                f"Checkpoint {found} cannot be read: {error}. Remove it to start anew."
-            ) from error
+            raise LakeError(f"Checkpoint {found} cannot be read: {error}. Remove it to start anew.") from error
         if state.pop("identity") != self.identity:
             raise ConfigError(
                 f"Checkpoint {found} belongs to a run with another model or training config. "

@@ -45,9 +45,7 @@ def from_dict(cls: type[C], values: Any, where: str = "") -> C:
     absent = [
         f.name
         for f in fields
-        if f.name not in ready
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
+        if f.name not in ready and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if absent:
         raise ConfigError(f"{where} lacks the settings {absent}; add them.")

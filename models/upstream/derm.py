@@ -144,9 +144,7 @@ class DERM(nn.Module):
     def save(self, folder: Path) -> None:
         """Write weights and config into `folder`, each beside its place and renamed, the config last."""
         folder.mkdir(parents=True, exist_ok=True)
-        payload = safetensors.torch.save(
-            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        )
+        payload = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
         document = {"model": self.config.to_dict(), "weights_sha256": hashlib.sha256(payload).hexdigest()}
         replace_file(folder / WEIGHTS_FILE, payload)
         replace_file(folder / CONFIG_FILE, json.dumps(document, indent=2, sort_keys=True).encode())

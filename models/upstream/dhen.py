@@ -47,8 +47,7 @@ class DHEN(nn.Module):
             unknown = set(self.modules) - {"masknet", "transformer", "mlp"}
             if unknown or len(self.modules) != 2 or len(set(self.modules)) != 2:
                 raise ConfigError(
-                    "A DHEN layer ensembles two different modules of masknet, transformer and mlp; "
-                    f"not {self.modules}."
+                    f"A DHEN layer ensembles two different modules of masknet, transformer and mlp; not {self.modules}."
                 )
 
     def __init__(self, config: Config, fields: int, dim: int) -> None:

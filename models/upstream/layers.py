@@ -33,9 +33,7 @@ class MaskNet(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.guide = nn.Linear(width, config.blocks * config.guide)
         self.masks = nn.ModuleList(nn.Linear(config.guide, width) for _ in range(config.blocks))
-        self.hiddens = nn.ModuleList(
-            nn.Linear(width, config.hidden, bias=False) for _ in range(config.blocks)
-        )
+        self.hiddens = nn.ModuleList(nn.Linear(width, config.hidden, bias=False) for _ in range(config.blocks))
         self.hidden_norm = nn.LayerNorm(config.hidden)
         self.out = nn.Linear(config.blocks * config.hidden, width)
 
@@ -61,9 +59,7 @@ class Transformer(nn.Module):
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
         if dim % config.heads:
-            raise ConfigError(
-                f"A transformer of {config.heads} heads needs a dim divisible by it, not {dim}."
-            )
+            raise ConfigError(f"A transformer of {config.heads} heads needs a dim divisible by it, not {dim}.")
         self.heads = config.heads
         hidden = int(dim * config.ratio)
         self.attention_norm = nn.LayerNorm(dim)

@@ -25,22 +25,22 @@ class LossConfig:
 
     Attributes
     ----------
-    click, conversion, contrastive
+    click_weight, conversion_weight, contrastive_weight
         Weight of each part in the total; 0 leaves the part out of the total (it is still recorded).
-    conversion_form
+    conversion
         ``clicked``: conversions given a click, trained on clicked rows. ``esmm``: over all impressions,
         p(click) * p(conversion | click) against click-and-conversion (arXiv 1804.07931).
-    activity
+    activity_weight
         Weight of an activity pair against 1 of a positive row in the contrastive loss.
     temperature, temperature_min, temperature_max
         Start and bounds of the learned softmax temperature.
     """
 
-    click: float = 1.0
-    conversion: float = 0.5
-    contrastive: float = 0.2
-    conversion_form: Literal["clicked", "esmm"] = "clicked"
-    activity: float = 1.0
+    click_weight: float = 1.0
+    conversion_weight: float = 0.5
+    contrastive_weight: float = 0.2
+    conversion: Literal["clicked", "esmm"] = "clicked"
+    activity_weight: float = 1.0
     temperature: float = 0.1
     temperature_min: float = 0.02
     temperature_max: float = 1.0
@@ -48,9 +48,10 @@ class LossConfig:
     def __post_init__(self) -> None:
         if not 0 < self.temperature_min <= self.temperature <= self.temperature_max:
             raise ConfigError("The temperature must lie between its bounds, and all three above 0.")
-        if min(self.click, self.conversion, self.contrastive, self.activity) < 0:
+        weights = (self.click_weight, self.conversion_weight, self.contrastive_weight)
+        if min(*weights, self.activity_weight) < 0:
             raise ConfigError("Loss weights cannot be negative.")
-        if self.click + self.conversion + self.contrastive == 0:
+        if sum(weights) == 0:
             raise ConfigError("All loss weights are 0: there is nothing to train on.")
 
 
@@ -86,13 +87,17 @@ class Losses(nn.Module):
             weight_N=weight,
         )
         click = masked_bce(click_logit_B, batch.click, batch.click_known)
-        if config.conversion_form == "esmm":
+        if config.conversion == "esmm":
             both_B = batch.click * batch.conversion
             conversion = esmm_loss(click_logit_B, conversion_logit_B, both_B, batch.conversion_known)
         else:
             clicked_B = batch.click_known & batch.conversion_known & (batch.click > 0.5)
             conversion = masked_bce(conversion_logit_B, batch.conversion, clicked_B)
-        total = config.click * click + config.conversion * conversion + config.contrastive * contrastive
+        total = (
+            config.click_weight * click
+            + config.conversion_weight * conversion
+            + config.contrastive_weight * contrastive
+        )
         return {
             "total": total,
             "click": click,
@@ -115,7 +120,7 @@ class Losses(nn.Module):
         pair_user = torch.cat([batch.user_index[rows], batch.pos_user_index])
         pair_item = torch.cat([batch.item_index[rows], batch.pos_item_index])
         weight = torch.ones(len(pair_user), device=pair_user.device)
-        weight[len(rows) :] = self.config.activity
+        weight[len(rows) :] = self.config.activity_weight
         return pair_user, pair_item, weight
 
 

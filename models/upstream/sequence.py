@@ -53,9 +53,7 @@ class SequenceTokens(nn.Module):
         for block in self.blocks:
             events_USD = block(events_USD, known_US)
         events_USD = self.norm(events_USD)
-        scores_UQS = (self.queries @ events_USD.transpose(1, 2)).masked_fill(
-            ~known_US[:, None, :], -torch.inf
-        )
+        scores_UQS = (self.queries @ events_USD.transpose(1, 2)).masked_fill(~known_US[:, None, :], -torch.inf)
         return self.out(torch.softmax(scores_UQS, dim=-1) @ events_USD)
 
     def _events(self, users: UserBatch, items: ItemTables) -> Tensor:

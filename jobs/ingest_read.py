@@ -1,0 +1,143 @@
+"""Finds input files and reads them as they are, Parquet or CSV; what can't be read becomes a problem."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from feature_repo.contracts.types import Problem
+
+_SUFFIXES = (".parquet", ".csv", ".csv.gz")
+_ID_COLUMNS = ("user_id", "item_id", "impression_id")
+
+# Canonical spellings only: text such as 007 or 1e3 is an id or a code, and turning it into a number would change it.
+_INTEGER = r"^(0|-?[1-9]\d{0,17})$"
+_DECIMAL = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[Nn]a[Nn]$|^-?[Ii]nf(inity)?$"
+_BOOLEAN = r"^([Tt]rue|[Ff]alse)$"
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """One input file and its content."""
+
+    name: str
+    frame: pl.DataFrame
+
+
+def read_files(inputs: Sequence[str], what: str) -> tuple[list[RawFile], list[Problem]]:
+    """Read every file that `inputs` name: paths, folders or globs, each ``.parquet``, ``.csv`` or ``.csv.gz``.
+
+    Parameters
+    ----------
+    inputs
+        Paths and patterns.
+    what
+        ``events``, ``users`` or ``items``, for messages.
+
+    Returns
+    -------
+    tuple
+        The readable files in the order of their names, and one problem per input that is not.
+    """
+    paths, problems = _resolve(inputs, what)
+    files: list[RawFile] = []
+    for path in paths:
+        try:
+            frame = _read_csv(path) if _suffix(path) != ".parquet" else _read_parquet(path)
+        except (pl.exceptions.PolarsError, pl.exceptions.NoDataError, OSError, UnicodeError) as error:
+            problems.append(_unreadable(path, error))
+            continue
+        if frame.is_empty():
+            problems.append(Problem(str(path), None, "has no rows", 0, f"Give {what} with rows, or leave it out."))
+            continue
+        files.append(RawFile(str(path), frame))
+    return _with_csv_types(files), problems
+
+
+def _resolve(inputs: Sequence[str], what: str) -> tuple[list[Path], list[Problem]]:
+    paths: list[Path] = []
+    problems = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            found = sorted(child for child in path.rglob("*") if _suffix(child) and not _hidden(child, path))
+            nothing = "is a folder without .parquet or .csv files"
+        elif path.exists() or path.is_symlink() or not glob.has_magic(given):
+            found, nothing = [path], ""
+        else:
+            found = sorted(Path(match) for match in glob.glob(given, recursive=True))
+            nothing = "matches no file"
+        if not found:
+            problems.append(Problem(given, None, nothing, 0, f"Check the path of the {what}."))
+        for file in found:
+            if not file.exists():
+                problems.append(Problem(str(file), None, "does not exist", 0, f"Check the path of the {what}."))
+            elif not _suffix(file):
+                remedy = f"Give Parquet or CSV, named by suffix: {', '.join(_SUFFIXES)}."
+                problems.append(Problem(str(file), None, "is of an unknown kind", 0, remedy))
+            else:
+                paths.append(file)
+    return list(dict.fromkeys(paths)), problems
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+
+
+def _suffix(path: Path) -> str:
+    return next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), "")
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    # Folder names such as month=2017-01 must not turn into columns: only what is in the file counts.
+    return pl.read_parquet(path, glob=False, hive_partitioning=False)
+
+
+def _read_csv(path: Path) -> pl.DataFrame:
+    """Read every column as text; types are decided later, over all files."""
+    try:
+        return pl.read_csv(path, infer_schema=False, glob=False)
+    except pl.exceptions.NoDataError:
+        return pl.DataFrame()
+
+
+def _unreadable(path: Path, error: Exception) -> Problem:
+    kind = "CSV" if _suffix(path) != ".parquet" else "Parquet"
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    remedy = "Write the file again (it may be truncated) and check that it can be read."
+    return Problem(str(path), None, f"can't be read as {kind}: {first_line}", 0, remedy)
+
+
+def _with_csv_types(files: list[RawFile]) -> list[RawFile]:
+    """Give the columns of CSV files the type that fits them in all files; ids are judged file by file."""
+    csvs = [file for file in files if not file.name.lower().endswith(".parquet")]
+    shared: dict[str, pl.DataType] = {}
+    for name in sorted({column for file in csvs for column in file.frame.columns} - set(_ID_COLUMNS)):
+        shared[name] = _type_of([file.frame[name] for file in csvs if name in file.frame.columns])
+    typed = []
+    for file in files:
+        if file not in csvs:
+            typed.append(file)
+            continue
+        types = {name: _type_of([file.frame[name]]) for name in _ID_COLUMNS if name in file.frame.columns} | shared
+        typed.append(RawFile(file.name, _cast(file.frame, types)))
+    return typed
+
+
+def _type_of(columns: Sequence[pl.Series]) -> pl.DataType:
+    for pattern, dtype in ((_INTEGER, pl.Int64()), (_BOOLEAN, pl.Boolean()), (_DECIMAL, pl.Float64())):
+        if all(column.str.contains(pattern).all() for column in columns):
+            return dtype if any(column.null_count() < len(column) for column in columns) else pl.Null()
+    return pl.String()
+
+
+def _cast(frame: pl.DataFrame, types: dict[str, pl.DataType]) -> pl.DataFrame:
+    def cast(name: str, dtype: pl.DataType) -> pl.Expr:
+        column = pl.col(name)
+        return column.str.to_lowercase() == "true" if dtype == pl.Boolean else column.cast(dtype)
+
+    return frame.with_columns(cast(name, types[name]).alias(name) for name in frame.columns)
