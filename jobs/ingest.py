@@ -1,0 +1,255 @@
+"""``headwater ingest``: check events, users and items as a whole, then put them into the lake, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
+
+from feature_repo.contracts.errors import InputDataError
+from feature_repo.contracts.types import Entity, Problem
+from feature_repo.lake import Home
+from jobs.ingest_dataset import Dataset
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from jobs.ingest_store import Tables
+    from validation.events import BadRows, Parsed
+
+Progress = Callable[[str], None]
+
+
+class IngestConfig(BaseModel):
+    """What to ingest, and where to.
+
+    `events`, `users` and `items` take a path, a folder, a glob or a list of them; Parquet or CSV by suffix.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    home: Path
+    name: str = Field(min_length=1, description="what people call the dataset")
+    events: tuple[str, ...] = Field(min_length=1)
+    users: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+    now: AwareDatetime = Field(description="times later than a day after it are refused")
+    max_bad_rows: int = Field(0, ge=0, description="how many bad rows to quarantine instead of refusing all")
+    replace: bool = Field(False, description="drop another dataset that lies in this home folder")
+    click_window: timedelta = Field(
+        timedelta(days=7), gt=timedelta(0), description="a click without impression_id looks back this far"
+    )
+    conversion_window: timedelta = Field(
+        timedelta(days=30), gt=timedelta(0), description="a conversion without impression_id looks back this far"
+    )
+
+    @field_validator("events", "users", "items", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        if value is None:
+            return ()
+        if isinstance(value, str | Path):
+            return (str(value),)
+        return tuple(str(part) for part in value)
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """The dataset as recorded in the lake; `unchanged` if exactly it lay there already."""
+
+    dataset: Dataset
+    unchanged: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical content."""
+        return self.dataset.fingerprint
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the dataset's record as plain values for JSON."""
+        return self.dataset.to_dict()
+
+
+@dataclass
+class _Findings:
+    """What is wrong so far: `problems` refuse the input, `bad` rows may be tolerated."""
+
+    tolerated: int
+    files: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    bad: list[BadRows] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def refuse_if_too_bad(self) -> None:
+        from validation.events import to_problems
+
+        rows = self.bad_rows()
+        if not self.problems and rows <= self.tolerated:
+            return
+        problems = [*self.problems, *to_problems(self.bad, self.files)]
+        if self.tolerated and rows > self.tolerated:
+            remedy = "Correct the rows above, or raise --max-bad-rows if losing them is fine."
+            problems.append(Problem("all files", None, f"more than --max-bad-rows {self.tolerated:,}", rows, remedy))
+        raise InputDataError(problems)
+
+    def bad_rows(self) -> int:
+        """Return the number of distinct bad rows; one row may be bad for several reasons."""
+        import polars as pl
+
+        return pl.concat([found.rows for found in self.bad]).n_unique() if self.bad else 0
+
+    def counts(self) -> dict[str, int]:
+        """Return rows by reason."""
+        counts: dict[str, int] = {}
+        for found in self.bad:
+            reason = found.reason if found.column is None else f"{found.column} {found.reason}"
+            counts[reason] = counts.get(reason, 0) + len(found.rows)
+        return dict(sorted(counts.items()))
+
+
+def run(config: IngestConfig, *, progress: Progress = lambda _: None) -> IngestResult:
+    """Check the input and store it in the lake of `config.home`; the same input again changes nothing.
+
+    Raises
+    ------
+    InputDataError
+        If the input is bad; nothing on disk was changed.
+    ConfigError
+        If another dataset lies in the home folder and `config.replace` is not set.
+    BusyError
+        If another process ingests into the same home folder.
+    LakeError
+        If the disk refuses.
+    """
+    from jobs.ingest_dataset import fingerprint
+    from jobs.ingest_store import bad_row_table, publish, stored
+
+    findings = _Findings(config.max_bad_rows)
+    tables, dataset = _checked(config, findings, progress)
+    dataset_id = fingerprint(tables.named())
+    home = Home(config.home)
+    with home.lock("ingest"):
+        present = stored(home, dataset_id, may_replace=config.replace)
+        if present is not None:
+            progress(f"ingest: {present.name} ({dataset_id[:12]}) is in the lake already")
+            return IngestResult(present, unchanged=True)
+        quarantine = bad_row_table(findings.bad, findings.files, findings.kinds) if findings.bad else None
+        record = Dataset(**dataset, fingerprint=dataset_id, files={})
+        published = publish(home, tables, record, quarantine)
+    progress(f"ingest: {published.rows:,} events of {published.name} ({dataset_id[:12]}) are in the lake")
+    return IngestResult(published, unchanged=False)
+
+
+def _checked(config: IngestConfig, findings: _Findings, progress: Progress) -> tuple[Tables, dict[str, Any]]:
+    """Return the canonical tables and all of the record but fingerprint and files."""
+    from jobs.ingest_dataset import Table, describe, in_canonical_order, split_text
+    from jobs.ingest_store import Tables
+    from jobs.ingest_ties import tie
+    from validation.event_links import check_links, opportunity_type
+    from validation.events import CORE, PLACE
+
+    events = _read(config, "events", findings)
+    users = _read(config, "users", findings)
+    items = _read(config, "items", findings)
+    _refuse_mixed_ids(events, users, items, findings)
+    findings.refuse_if_too_bad()
+    assert events is not None, "events without a frame are a problem"
+    progress(f"ingest: checking {len(events):,} events")
+    windows = {"click_window": config.click_window, "conversion_window": config.conversion_window}
+    events, bad = check_links(tie(events, **windows), **windows)
+    findings.bad += bad
+    findings.refuse_if_too_bad()
+
+    notes = findings.notes
+    events, distinct = split_text(events.drop(PLACE), CORE, "events", notes)
+    events = in_canonical_order(events, CORE)
+    opportunity = opportunity_type(events)
+    of_opportunity = events if opportunity is None else events.filter(event_type=opportunity)
+    tables: dict[str, pl.DataFrame | None] = {}
+    records: dict[str, Table | None] = {}
+    for entity, frame in (("user", users), ("item", items)):
+        tables[entity], records[entity] = None, None
+        if frame is not None:
+            core = tuple(name for name in (f"{entity}_id", "event_timestamp") if name in frame.columns)
+            frame, values = split_text(frame.drop(PLACE), core, f"{entity}s", notes)
+            tables[entity] = in_canonical_order(frame, core)
+            columns = describe(frame, values, integers_are_codes=False)
+            records[entity] = Table(len(frame), "event_timestamp" in core, columns)
+    types = events["event_type"].value_counts().sort("event_type")
+    record = {
+        "name": config.name,
+        "id_type": "string" if str(events.schema["user_id"]) == "String" else "int64",
+        "rows": len(events),
+        "counts": dict(types.iter_rows()),
+        "start": events["event_timestamp"][0],
+        "end": events["event_timestamp"][-1],
+        "users": events["user_id"].n_unique(),
+        "items": events["item_id"].n_unique(),
+        "opportunity": opportunity,
+        "context": describe(of_opportunity, distinct, integers_are_codes=True),
+        "user_table": records["user"],
+        "item_table": records["item"],
+        "quarantined": findings.counts(),
+        "notes": tuple(notes),
+    }
+    return Tables(events, tables["user"], tables["item"]), record
+
+
+def _read(config: IngestConfig, kind: str, findings: _Findings) -> pl.DataFrame | None:
+    """Read and check all files of one kind; return their good rows, None if there are no such files."""
+    import polars as pl
+
+    from jobs.ingest_read import read_files
+    from validation.events import check_events, check_repeats, check_same_types, check_table
+
+    inputs = getattr(config, kind)
+    if not inputs:
+        return None
+    raw, problems = read_files(inputs, kind)
+    findings.problems += problems
+    frames = []
+    while raw:  # each raw frame is let go of before the next one is checked
+        file = raw.pop(0)
+        index = len(findings.files)
+        findings.files.append(file.name)
+        findings.kinds.append(kind)
+        parsed: Parsed
+        if kind == "events":
+            parsed = check_events(file.frame, file.name, index, config.now)
+        else:
+            entity: Entity = "user" if kind == "users" else "item"
+            parsed = check_table(file.frame, file.name, index, entity, config.now)
+        findings.problems += parsed.problems
+        findings.bad += parsed.bad
+        findings.notes += parsed.notes
+        if parsed.frame is not None:
+            frames.append(parsed.frame)
+    clashes = check_same_types(frames, findings.files)
+    findings.problems += clashes
+    if not frames or clashes:
+        return None
+    frame = pl.concat(frames, how="diagonal_relaxed")
+    if kind != "events":
+        repeats = check_repeats(frame, entity)
+        findings.bad += repeats
+        if repeats:
+            frame = frame.join(repeats[0].rows, on=["__file", "__row"], how="anti", maintain_order="left")
+    return frame
+
+
+def _refuse_mixed_ids(
+    events: pl.DataFrame | None, users: pl.DataFrame | None, items: pl.DataFrame | None, findings: _Findings
+) -> None:
+    from validation.events import check_id_types
+
+    if events is None:
+        return
+    told = check_id_types(events, users, items)
+    if told is not None:
+        remedy = "Write all user and item ids as 64-bit integers, or all as strings, in every file."
+        findings.problems.append(Problem("all files", "user_id, item_id", f"mixed id types: {told}", len(events), remedy))
