@@ -1,0 +1,1 @@
+"""Downstream consumers of the embeddings: rankers (CTR, CVR) and retrieval."""

@@ -1,0 +1,135 @@
+"""The ranker: every input to one vector, then DCN-v2 beside an MLP, then one logit.
+
+Shapes: B batch, F fields of one table, M numeric inputs, T bins, G embedding inputs, D embedding dim,
+H token dim, X width of the joined input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.downstream.batches import RankerBatch, table_layouts
+from models.downstream.inputs import RankerData, RankerSpec, gathered
+from models.downstream.layers import CrossLayer, Dropout, NumericInput
+
+# Means and quantiles of this many training rows are as good as of all of them.
+_STATISTICS_ROWS = 50_000
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """The shape of a ranker. Two rankers that are compared share it; only their inputs differ."""
+
+    cross_layers: int = 2
+    cross_rank: int = 32  # 0: full-rank cross layers
+    hidden: tuple[int, ...] = (96, 48)
+    token_dim: int = 32  # H: what one embedding input becomes
+    pair_dim: int = 16  # what one elementwise product becomes
+    numeric_bins: int = 8  # T; 0: standardized values only
+    numeric_dim: int = 32  # what the binned numeric inputs become together
+    embedding_dropout: float = 0.1
+    table_init: float = 0.05
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RankerConfig:
+        """Read what ``dataclasses.asdict`` wrote."""
+        return cls(**{**values, "hidden": tuple(values["hidden"])})
+
+
+class Ranker(nn.Module):
+    """A pointwise click or conversion ranker.
+
+    Parameters
+    ----------
+    spec
+        The inputs.
+    config
+        The shape.
+
+    Notes
+    -----
+    An embedding input becomes a token: projection, then LayerNorm. Where it is missing the token and the
+    products it takes part in are zero, and an indicator is 0 instead of 1.
+    """
+
+    embedding_scale: Tensor
+
+    def __init__(self, spec: RankerSpec, config: RankerConfig) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+        layouts = table_layouts(spec)
+        self.tables = nn.ModuleList(
+            nn.Embedding(layout.rows, layout.dim, sparse=layout.sparse) for layout in layouts
+        )
+        for table in self.tables:
+            nn.init.normal_(table.get_parameter("weight"), std=config.table_init)
+        self.numeric = NumericInput(spec.nums, config.numeric_bins, config.numeric_dim) if spec.nums else None
+        names = [name for name, _ in spec.embeddings]
+        self._pairs = tuple((names.index(left), names.index(right)) for left, right in spec.pairs)
+        self.register_buffer("embedding_scale", torch.ones(len(names)))
+        self.dropout = Dropout(config.embedding_dropout)
+        self.tokens = nn.ModuleList(nn.Linear(dim, config.token_dim) for _, dim in spec.embeddings)
+        self.token_norms = nn.ModuleList(nn.LayerNorm(config.token_dim) for _ in names)
+        self.products = nn.ModuleList(
+            nn.Linear(spec.embeddings[left][1], config.pair_dim, bias=False) for left, _ in self._pairs
+        )
+        width = sum(layout.dim * len(layout.columns) for layout in layouts)
+        width += self.numeric.dim if self.numeric is not None else 0
+        width += len(names) * (config.token_dim + 1) + len(self._pairs) * (config.pair_dim + 1)
+        self.crosses = nn.ModuleList(CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers))
+        layers: list[nn.Module] = []
+        for size_in, size_out in zip((width, *config.hidden), config.hidden, strict=False):
+            layers += [nn.Linear(size_in, size_out), nn.ReLU()]
+        self.mlp = nn.Sequential(*layers)
+        self.head = nn.Linear(width + (config.hidden[-1] if config.hidden else width), 1)
+
+    def set_statistics(self, data: RankerData) -> None:
+        """Learn the scale of every numeric input and embedding, and the base rate, from training rows."""
+        rows = np.random.default_rng(0).permutation(len(data))[:_STATISTICS_ROWS]
+        if self.numeric is not None:
+            self.numeric.set_statistics(data.nums[rows])
+        for position, (name, _) in enumerate(self.spec.embeddings):
+            table, index = gathered(data.embeddings[name])
+            used = index[rows][index[rows] >= 0]
+            mean_square = float(np.mean(np.square(table[used], dtype=np.float64))) if len(used) else 0.0
+            self.embedding_scale[position] = 1.0 / np.sqrt(mean_square) if mean_square > 0 else 1.0
+        rate = float(np.clip(np.mean(data.label, dtype=np.float64), 1e-6, 1 - 1e-6))
+        with torch.no_grad():
+            self.head.bias.fill_(float(np.log(rate / (1 - rate))))
+
+    def forward(self, batch: RankerBatch) -> Tensor:
+        """Return logits ``[B]``."""
+        first = self.join(batch)
+        x = first
+        for layer in self.crosses:
+            x = layer(first, x)
+        logits: Tensor = self.head(torch.cat([x, self.mlp(first)], dim=1))
+        return logits.squeeze(1)
+
+    def join(self, batch: RankerBatch) -> Tensor:
+        """Return all inputs side by side, ``[B, X]``."""
+        parts = [table(ids).flatten(1) for table, ids in zip(self.tables, batch.ids, strict=True)]
+        if self.numeric is not None:
+            parts.append(self.numeric(batch.nums))
+        parts.append(self.dropout(self.embed(batch)))
+        parts.append(batch.present)
+        return torch.cat(parts, dim=1)
+
+    def embed(self, batch: RankerBatch) -> Tensor:
+        """Return the tokens, products and dots of the embedding inputs side by side, ``[B, any]``."""
+        scaled = [vector * scale for vector, scale in zip(batch.vectors, self.embedding_scale, strict=True)]
+        here = batch.present.unsqueeze(2)  # [B, G, 1]
+        parts = [batch.present[:, :0]]
+        for position, (project, norm) in enumerate(zip(self.tokens, self.token_norms, strict=True)):
+            parts.append(norm(project(scaled[position])) * here[:, position])  # [B, H]
+        for (left, right), project in zip(self._pairs, self.products, strict=True):
+            product = scaled[left] * scaled[right] * (here[:, left] * here[:, right])  # [B, D]
+            # Entries have mean square 1, so the dot of unrelated vectors grows with the root of D.
+            parts += [project(product), product.sum(1, keepdim=True) / product.shape[1] ** 0.5]
+        return torch.cat(parts, dim=1)
