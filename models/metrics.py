@@ -110,9 +110,7 @@ class Calibration:
     bins: tuple[CalibrationBin, ...]
 
 
-def calibration(
-    label: ArrayLike, logits: ArrayLike, weight: ArrayLike | None = None, bins: int = 20
-) -> Calibration:
+def calibration(label: ArrayLike, logits: ArrayLike, weight: ArrayLike | None = None, bins: int = 20) -> Calibration:
     """Return the calibration over bins of (nearly) equal weight; equal predictions share one bin.
 
     Raises
@@ -280,19 +278,31 @@ def user_counts(users: int, resamples: int, seed: int) -> Floats:
 
 
 def bootstrap_mean(values: ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Interval:
-    """Return the mean of per-user values ``[B]`` (recall, or a difference of recalls) with its interval.
+    """Return the mean of per-user values ``[B]``, e.g. recall, with its interval over users.
 
     Raises
     ------
     ValueError
         If there are no values.
     """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"bootstrap_mean: shape {array.shape}; one value per user is needed.")
-    generator = np.random.default_rng(seed)
-    means = [float(array[generator.integers(len(array), size=len(array))].mean()) for _ in range(resamples)]
-    return _interval(np.array([array.mean(), *means]))
+    return bootstrap_ratio(values, np.ones(np.shape(values)), resamples=resamples, seed=seed)
+
+
+def bootstrap_ratio(treatment: ArrayLike, baseline: ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Return mean treatment / mean baseline of per-user values ``[B]``, on the same resamples of users.
+
+    Raises
+    ------
+    ValueError
+        If there are no values, or the shapes differ.
+    """
+    above, below = np.asarray(treatment, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    if above.ndim != 1 or above.shape != below.shape or len(above) == 0:
+        raise ValueError(f"Bootstrap: shapes {above.shape} and {below.shape}; one value per user is needed.")
+    draws = np.random.default_rng(seed)
+    rows = [np.arange(len(above)), *(draws.integers(len(above), size=len(above)) for _ in range(resamples))]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _interval(np.array([above[row].mean() / below[row].mean() for row in rows]))
 
 
 def recall_at_k(retrieved: ArrayLike, relevant: Sequence[ArrayLike], ks: Sequence[int]) -> dict[int, Floats]:

@@ -75,8 +75,7 @@ class RankerTensors:
         data.check(spec)
         columns = np.concatenate([data.cats, data.crosses], axis=1).astype(np.int64)
         self._ids = tuple(
-            torch.from_numpy(columns[:, layout.columns] + np.array(layout.offsets))
-            for layout in table_layouts(spec)
+            torch.from_numpy(columns[:, layout.columns] + np.array(layout.offsets)) for layout in table_layouts(spec)
         )
         self._nums = torch.from_numpy(np.ascontiguousarray(data.nums, dtype=np.float32))
         self._tables: list[Tensor] = []

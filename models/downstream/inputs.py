@@ -52,9 +52,7 @@ class RankerSpec:
         names = [name for name, _, _ in tables] + [name for name, _ in self.embeddings]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(
-                f"RankerSpec: names used twice: {', '.join(twice)}. Give each field its own name."
-            )
+            raise ValueError(f"RankerSpec: names used twice: {', '.join(twice)}. Give each field its own name.")
         sizes = [(name, min(size, dim)) for name, size, dim in tables] + list(self.embeddings)
         small = sorted({name for name, size in sizes if size < 1})
         if small or self.nums < 0:
@@ -196,9 +194,7 @@ class RankerData:
             for column, (name, size, _) in enumerate(fields):
                 low, high = int(array[:, column].min()), int(array[:, column].max())
                 if low < 0 or high >= size:
-                    raise ValueError(
-                        f"RankerData: '{name}' has indices {low} to {high}, allowed: 0 to {size - 1}."
-                    )
+                    raise ValueError(f"RankerData: '{name}' has indices {low} to {high}, allowed: 0 to {size - 1}.")
         for name, dim in spec.embeddings:
             self._check_embedding(name, dim)
 

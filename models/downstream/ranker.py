@@ -64,9 +64,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.spec, self.config = spec, config
         layouts = table_layouts(spec)
-        self.tables = nn.ModuleList(
-            nn.Embedding(layout.rows, layout.dim, sparse=layout.sparse) for layout in layouts
-        )
+        self.tables = nn.ModuleList(nn.Embedding(layout.rows, layout.dim, sparse=layout.sparse) for layout in layouts)
         for table in self.tables:
             nn.init.normal_(table.get_parameter("weight"), std=config.table_init)
         self.numeric = NumericInput(spec.nums, config.numeric_bins, config.numeric_dim) if spec.nums else None
