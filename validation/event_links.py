@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import polars as pl
 
-from validation.events import PLACE, BadRows
+from validation.bad_rows import PLACE, BadRows
 
 _UNTIE = "or give the event another type name to keep it as plain activity."
 
@@ -41,9 +41,7 @@ def check_links(
     bad: list[BadRows] = []
     tied = events.filter(pl.col("event_type").is_in(["impression", "click", "conversion"]))
     keys = ["impression_id", "event_timestamp", "user_id", "item_id"]
-    parts = {
-        name: tied.filter(event_type=name).select(*keys, *PLACE) for name in ("impression", "click", "conversion")
-    }
+    parts = {name: tied.filter(event_type=name).select(*keys, *PLACE) for name in ("impression", "click", "conversion")}
     chances = _without_repeats(parts[opportunity], opportunity, bad)
     clicks = chances
     if opportunity == "impression":

@@ -142,8 +142,7 @@ def _from_integers(column: pl.Series) -> tuple[pl.Series, list[Fault]]:
     numbers = numbers.cast(pl.Int64)
     low, high = int(EARLIEST.timestamp()), int(LATEST.timestamp())
     fits = {
-        unit: _true_where((numbers >= low * scale) & (numbers < high * scale))
-        for unit, scale in _PER_SECOND.items()
+        unit: _true_where((numbers >= low * scale) & (numbers < high * scale)) for unit, scale in _PER_SECOND.items()
     }
     found = {unit: int(mask.sum()) for unit, mask in fits.items() if mask.any()}
     everything = column.is_not_null()

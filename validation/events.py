@@ -1,25 +1,23 @@
 """What is wrong with rows of events, users and items, found before anything is stored.
 
-Every function is pure: frames in; canonical frames, faulty rows and problems out. A *problem* concerns a file as a
-whole (a missing column) and always refuses the input; *bad rows* may be tolerated and quarantined by the caller.
-Frames carry two hidden columns that say where a row came from: ``__file`` and ``__row`` (from 1).
+Every function is pure: frames in; canonical good rows, bad rows and problems out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import datetime
 
 import polars as pl
 
 from feature_repo.contracts.types import Entity, Problem
+from validation.bad_rows import PLACE, BadRows, Parsed
 from validation.event_times import Fault, parse_times
 
 TIED_TYPES = ("impression", "click", "conversion")
 REQUIRED = ("event_timestamp", "user_id", "item_id", "event_type")
+_IDS = ("user_id", "item_id", "impression_id")
 CORE = (*REQUIRED, "impression_id", "weight")
-PLACE = ("__file", "__row")
 
 # `month` is the lake's partition key; a sampling rate is kept as weight = 1 / rate and never as a feature.
 _RESERVED = {
@@ -27,32 +25,6 @@ _RESERVED = {
     "sampling_rate": "Give 'weight' = 1 / sampling_rate instead.",
     "created": "Rename it: 'created' is when the lake wrote a row.",
 }
-
-
-@dataclass(frozen=True)
-class BadRows:
-    """Rows that are wrong for one reason; `rows` has the columns ``__file`` and ``__row``."""
-
-    column: str | None
-    reason: str
-    remedy: str
-    rows: pl.DataFrame
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """One file's canonical good rows and everything that was wrong with it.
-
-    Attributes
-    ----------
-    frame
-        Good rows only, with ``__file`` and ``__row``; None where the file as a whole is unusable.
-    """
-
-    frame: pl.DataFrame | None
-    bad: list[BadRows] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def check_events(raw: pl.DataFrame, file: str, index: int, now: datetime) -> Parsed:
@@ -145,26 +117,19 @@ def check_same_types(frames: Sequence[pl.DataFrame], files: Sequence[str]) -> li
     return problems
 
 
-def check_id_types(events: pl.DataFrame, users: pl.DataFrame | None, items: pl.DataFrame | None) -> str | None:
-    """Return how the id types of the three tables contradict each other, None if they agree."""
+def check_id_types(events: pl.DataFrame, users: pl.DataFrame | None, items: pl.DataFrame | None) -> list[Problem]:
+    """Return a problem if the id types of the tables contradict each other: all integers, or all strings."""
     told = [("events", "user_id", events), ("events", "item_id", events)]
     told += [("users", "user_id", users)] if users is not None else []
     told += [("items", "item_id", items)] if items is not None else []
     kinds = {f"{column} of {table}": _family(column, frame.schema[column]) for table, column, frame in told}
+    # A column without any value has no type to contradict another; its rows are bad for another reason.
+    kinds = {place: kind for place, kind in kinds.items() if kind is not None}
     if len(set(kinds.values())) <= 1:
-        return None
-    return ", ".join(f"{place} is {kind}" for place, kind in kinds.items())
-
-
-def to_problems(bad: Iterable[BadRows], files: Sequence[str]) -> list[Problem]:
-    """Return one problem per reason and file, with the number of rows and the first one."""
-    problems = []
-    for found in bad:
-        per_file = found.rows.group_by("__file").agg(pl.len(), pl.col("__row").min()).sort("__file")
-        for index, rows, first in per_file.iter_rows():
-            reason = f"{found.reason}, first in row {first:,}"
-            problems.append(Problem(files[index], found.column, reason, rows, found.remedy))
-    return problems
+        return []
+    reason = "mixed id types: " + ", ".join(f"{place} is {kind}" for place, kind in kinds.items())
+    remedy = "Write all user and item ids as 64-bit integers, or all as strings, in every file."
+    return [Problem("all files", "user_id, item_id", reason, len(events), remedy)]
 
 
 def _column_problems(raw: pl.DataFrame, file: str, required: Sequence[str]) -> list[Problem]:
@@ -210,7 +175,7 @@ def _take_id(
     else:
         reason = f"holds {dtype} values, not 64-bit integers or strings"
         remedy = (
-            "Write whole numbers (in pandas: astype('Int64'), which keeps missing ones) or strings; "
+            "Write whole numbers (in pandas: astype('Int64') keeps missing ones) or strings; "
             "floats above 2^53 would silently merge ids."
         )
         problems.append(Problem(file, name, reason, len(column), remedy))
@@ -289,7 +254,7 @@ def _take_extras(
             columns[name] = text.set(text == "", None)
         elif dtype in (pl.Boolean, pl.Null):
             columns[name] = given
-        elif dtype.is_integer() and (dtype != pl.UInt64 or (given.max() or 0) < 2**63):
+        elif dtype.is_integer() and (given.cast(pl.Int64, strict=False).null_count() == given.null_count()):
             columns[name] = given.cast(pl.Int64)
         elif dtype.is_float() or dtype.is_decimal():
             number = given.cast(pl.Float64)
@@ -338,10 +303,10 @@ def _family(name: str, dtype: pl.DataType) -> str | None:
         return "text"
     if dtype == pl.Boolean:
         return "true/false"
-    return "number" if not name.endswith("_id") else "integer"
+    return "integer" if name in _IDS else "number"
 
 
 def _one_type(name: str) -> str:
-    if name in ("user_id", "item_id", "impression_id"):
+    if name in _IDS:
         return "Mixed id types: write this column as 64-bit integers in every file, or as strings in every file."
     return "Write this column with one type in every file."
