@@ -17,8 +17,8 @@ _SUFFIXES = (".parquet", ".csv", ".csv.gz")
 _ID_COLUMNS = ("user_id", "item_id", "impression_id")
 
 # Canonical spellings only: 007 is a code, and turning it into a number would make it equal to 7.
-_INTEGER = r"^(0|-?[1-9]\d{0,17})$"
-_DECIMAL = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[Nn]a[Nn]$|^-?[Ii]nf(inity)?$"
+_INTEGER = r"^(0|-?[1-9]\d{0,18})$"
+_DECIMAL = r"^-?((0|[1-9]\d{0,17})(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?$|^[Nn]a[Nn]$|^-?[Ii]nf(inity)?$"
 _BOOLEAN = r"^([Tt]rue|[Ff]alse)$"
 
 
@@ -135,10 +135,17 @@ def _with_csv_types(files: list[RawFile]) -> list[RawFile]:
 
 
 def _type_of(columns: Sequence[pl.Series]) -> pl.DataType:
+    if all(column.null_count() == len(column) for column in columns):
+        return pl.Null()
     for pattern, dtype in ((_INTEGER, pl.Int64()), (_BOOLEAN, pl.Boolean()), (_DECIMAL, pl.Float64())):
-        if all(column.str.contains(pattern).all() for column in columns):
-            return dtype if any(column.null_count() < len(column) for column in columns) else pl.Null()
+        if all(column.str.contains(pattern).all() and _fits(column, dtype) for column in columns):
+            return dtype
     return pl.String()
+
+
+def _fits(column: pl.Series, dtype: pl.DataType) -> bool:
+    """Return whether no value is lost, such as whole numbers beyond 64 bits."""
+    return dtype == pl.Boolean or column.cast(dtype, strict=False).null_count() == column.null_count()
 
 
 def _cast(frame: pl.DataFrame, types: dict[str, pl.DataType]) -> pl.DataFrame:
