@@ -38,16 +38,20 @@ def check_file(path: Path, expected: Mapping[str, pa.DataType | None], *, exact:
     Returns
     -------
     list of Check
-        ``file_readable`` and, where that passed, ``file_columns``, ``file_types`` and ``file_time_zone``.
-        All of them are critical.
+        ``file_readable`` and, where that passed, ``file_not_empty``, ``file_columns``, ``file_types`` and
+        ``file_time_zone``. All of them are critical.
     """
     whole = "a Parquet file with a whole footer"
     try:
         size = path.stat().st_size
-        schema = pq.read_schema(path)
+        footer = pq.read_metadata(path)
     except (OSError, pa.ArrowException) as error:
         return [_check("file_readable", f"{type(error).__name__}: {error}", whole, False)]
-    checks = [_check("file_readable", f"{size} bytes", whole, True)]
+    schema = footer.schema.to_arrow_schema()
+    checks = [
+        _check("file_readable", f"{size} bytes", whole, True),
+        _check("file_not_empty", footer.num_rows, "at least one row", footer.num_rows > 0),
+    ]
     found = list(schema.names)
     difference = _column_difference(found, list(expected), exact)
     checks.append(_check("file_columns", ", ".join(found), ", ".join(expected), not difference, difference))

@@ -1,34 +1,39 @@
-"""The gate: what a snapshot must pass before anyone can read it. It fails closed.
+"""The gate: what a file must pass before anyone can read it. It fails closed.
 
-Order: the raw file (footer, columns, types), then one streaming pass that writes two narrow tables of
-statistics, then Great Expectations over those tables. A snapshot is accepted only if every critical check
+Order: the raw file (footer, columns, types), then one streaming pass that writes narrow tables of
+statistics, then Great Expectations over those tables. A file is accepted only if every critical check
 ran and is exactly True; whatever goes wrong inside the gate itself is a refusal too, with its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from feature_repo.contracts.types import Check, Verdict
+from validation.drift_rules import drift_rules
+from validation.features import feature_rules, feature_schema, feature_statistics
 from validation.files import check_file, check_row_groups, snapshot_schema
 from validation.rules import Rule, Table, snapshot_rules
-from validation.specs import Bounds, SnapshotSpec
-from validation.statistics import SnapshotStatistics, snapshot_statistics
+from validation.specs import Bounds, FeatureSpec, SnapshotSpec, TrainingSetSpec
+from validation.statistics import snapshot_statistics
 from validation.suites import SuiteRunner
+from validation.training_sets import training_set_rules, training_set_schema, training_set_statistics
+
+Measured = tuple[dict[Table, Path], list[Rule]]
 
 
 class Gate:
-    """Checks snapshots one after another with one Great Expectations context.
+    """Checks files one after another with one Great Expectations context. Not thread-safe.
 
     Parameters
     ----------
     bounds
         Declared floors and ceilings.
     extra
-        Rules of one's own, run beside the built-in ones (docs/gate.md).
+        Rules of one's own for embedding snapshots, run beside the built-in ones (docs/gate.md).
     """
 
     def __init__(self, bounds: Bounds | None = None, extra: Sequence[Rule] = ()) -> None:
@@ -53,53 +58,66 @@ class Gate:
         history: Sequence[Verdict] = (),
     ) -> Verdict:
         """Return the verdict on one embedding snapshot; see :func:`check_snapshot`."""
+
+        def measure() -> Measured:
+            found = snapshot_statistics(path, spec, workdir=workdir, previous=previous)
+            rules = snapshot_rules(spec, self.bounds) + drift_rules(self.bounds, found.summary, history)
+            return {"rows": found.rows_path, "summary": found.summary_path}, [*rules, *self.extra]
+
+        return self._judge(path, snapshot_schema(spec.entity, spec.id_type), measure)
+
+    def check_features(self, path: Path, spec: FeatureSpec, *, workdir: Path, previous: Path | None = None) -> Verdict:
+        """Return the verdict on one snapshot of plain features; see :func:`check_feature_snapshot`."""
+
+        def measure() -> Measured:
+            table, summary = feature_statistics(path, spec, workdir, previous)
+            return {"summary": table}, feature_rules(spec, self.bounds, summary)
+
+        return self._judge(path, feature_schema(spec), measure)
+
+    def check_training_set(self, path: Path, spec: TrainingSetSpec, *, workdir: Path) -> Verdict:
+        """Return the verdict on one training set; see :func:`check_training_set`."""
+
+        def measure() -> Measured:
+            table, _ = training_set_statistics(path, spec, workdir)
+            return {"summary": table}, training_set_rules(spec)
+
+        return self._judge(path, training_set_schema(spec), measure, exact=False)
+
+    def _judge(
+        self,
+        path: Path,
+        schema: Mapping[str, pa.DataType | None],
+        measure: Callable[[], Measured],
+        exact: bool = True,
+    ) -> Verdict:
         checks: list[Check] = []
         try:
-            checks += check_file(path, snapshot_schema(spec.entity, spec.id_type))
+            checks += check_file(path, schema, exact=exact)
             if not all(check.passed is True for check in checks):
-                return Verdict(False, tuple(checks), "The file is no snapshot; its values were not read.")
-            statistics, broken = _measure(path, spec, workdir, previous)
-            checks.append(check_row_groups(path, broken))
-            if statistics is None:
-                return Verdict(False, tuple(checks), "The file has damaged pages; its values were not read.")
-            rules = [*snapshot_rules(spec, self.bounds, statistics.summary, history), *self.extra]
-            tables: dict[Table, Path] = {"rows": statistics.rows_path, "summary": statistics.summary_path}
-            checks += self.runner.run(tables, rules)
+                return Verdict(False, tuple(checks), "The file is not what it must be; no value was read.")
+            try:
+                tables, rules = measure()
+            except (OSError, pa.ArrowException) as error:
+                checks.append(check_row_groups(path, error))
+                return Verdict(False, tuple(checks), "The values could not be read; nothing was judged.")
+            checks.append(check_row_groups(path, None))
+            judged, doubts = self.runner.run(tables, rules)
+            checks += judged
         except Exception as error:
             # Fails closed: a gate that crashed has checked nothing.
             reason = f"The gate could not finish: {type(error).__name__}: {error}"
             return Verdict(False, tuple(checks), reason)
-        return decide(checks)
+        return decide(checks, doubts)
 
 
-def _measure(
-    path: Path, spec: SnapshotSpec, workdir: Path, previous: Path | None
-) -> tuple[SnapshotStatistics | None, Exception | None]:
-    try:
-        return (
-            snapshot_statistics(
-                path,
-                entity=spec.entity,
-                dim=spec.dim,
-                as_of=spec.as_of,
-                available_at=spec.available_at,
-                stem=spec.snapshot_id,
-                workdir=workdir,
-                checked_at=spec.checked_at,
-                previous=previous,
-                known_ids=spec.known_ids,
-            ),
-            None,
-        )
-    except (OSError, pa.ArrowException) as error:
-        return None, error
-
-
-def decide(checks: Sequence[Check]) -> Verdict:
-    """Return the verdict: accepted only if there are critical checks and all are exactly True."""
+def decide(checks: Sequence[Check], doubts: Sequence[str] = ()) -> Verdict:
+    """Return the verdict: accepted only without doubts, with critical checks, and with all of them True."""
     critical = [check for check in checks if check.severity == "critical"]
-    accepted = bool(critical) and all(check.passed is True for check in critical)
-    return Verdict(accepted, tuple(checks), None if critical else "No critical check ran.")
+    if doubts or not critical:
+        reasons = doubts or ["no critical check ran"]
+        return Verdict(False, tuple(checks), "Results that prove nothing: " + "; ".join(reasons))
+    return Verdict(all(check.passed is True for check in critical), tuple(checks))
 
 
 _default_gate: Gate | None = None
@@ -142,3 +160,21 @@ def check_snapshot(
         With every check's value and bound. Never raises for a bad file.
     """
     return default_gate().check(path, spec, workdir=workdir, previous=previous, history=history)
+
+
+def check_feature_snapshot(path: Path, spec: FeatureSpec, *, workdir: Path, previous: Path | None = None) -> Verdict:
+    """Hold one snapshot of plain features against what it claims to be.
+
+    Checked: schema, keys, nulls, finite and non-negative numbers, row count, clocks; against a previous
+    snapshot row ratio, coverage and order. Never raises for a bad file.
+    """
+    return default_gate().check_features(path, spec, workdir=workdir, previous=previous)
+
+
+def check_training_set(path: Path, spec: TrainingSetSpec, *, workdir: Path) -> Verdict:
+    """Hold one training set against what it claims to be.
+
+    Checked: as many rows as labels, valid labels, label rates, join hit rates, and no feature newer than
+    its label. Never raises for a bad file.
+    """
+    return default_gate().check_training_set(path, spec, workdir=workdir)

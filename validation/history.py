@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,17 +13,22 @@ from validation.specs import Bounds
 
 
 @dataclass(frozen=True)
-class HistoryFloor:
-    """A lower bound and where it comes from."""
+class HistoryBound:
+    """A bound and where it comes from."""
 
     value: float
     note: str
 
 
-def history_floor(
-    history: Sequence[Verdict], check: str, declared: float, slack: float, bounds: Bounds
-) -> HistoryFloor:
-    """Return the floor of a check from past accepted verdicts, never below the declared one.
+def history_bound(
+    history: Sequence[Verdict],
+    check: str,
+    declared: float,
+    slack: float,
+    bounds: Bounds,
+    side: Literal["floor", "ceiling"] = "floor",
+) -> HistoryBound:
+    """Return the bound of a check from past accepted verdicts, never looser than the declared one.
 
     Parameters
     ----------
@@ -31,9 +37,9 @@ def history_floor(
     check
         Name of the check whose observed values are read.
     declared
-        Floor that holds without history.
+        Bound that holds without history.
     slack
-        The floor stays at least this far under the median, so that a version whose past happens to be
+        The bound stays at least this far from the median, so that a version whose past happens to be
         very even does not refuse its first normal change.
     """
     past = [
@@ -44,10 +50,10 @@ def history_floor(
         if item.name == check and isinstance(item.observed, int | float)
     ]
     if len(past) < bounds.min_history:
-        return HistoryFloor(declared, "")
+        return HistoryBound(declared, "")
     median = float(np.median(past))
     # 1.4826 turns the median absolute deviation into a standard deviation for normal values.
     spread = 1.4826 * float(np.median(np.abs(np.array(past) - median)))
-    floor = median - max(slack, bounds.history_spreads * spread)
-    note = f"median of {len(past)} past snapshots {median:.4g}, declared floor {declared:g}"
-    return HistoryFloor(max(declared, floor), note)
+    reach = max(slack, bounds.history_spreads * spread)
+    value = max(declared, median - reach) if side == "floor" else min(declared, median + reach)
+    return HistoryBound(value, f"median of {len(past)} past {median:.4g}, declared {side} {declared:g}")

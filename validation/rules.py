@@ -8,14 +8,13 @@ Great Expectations suites. docs/gate.md explains each of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from feature_repo.contracts.errors import ConfigError
-from feature_repo.contracts.types import Severity, Verdict
-from validation.comparison import MIN_SAMPLE
-from validation.history import HistoryFloor, history_floor
+from feature_repo.contracts.types import Severity
+from validation.drift import MIN_SAMPLE
 from validation.specs import Bounds, SnapshotSpec
 
 Table = Literal["rows", "summary"]
@@ -80,19 +79,11 @@ class Rule:
         return " and ".join(parts)
 
 
-def snapshot_rules(
-    spec: SnapshotSpec,
-    bounds: Bounds,
-    summary: Mapping[str, float | int | str],
-    history: Sequence[Verdict] = (),
-) -> list[Rule]:
-    """Return every rule for an embedding snapshot.
-
-    The rules against a previous snapshot are there only when `summary` holds that comparison.
-    """
+def snapshot_rules(spec: SnapshotSpec, bounds: Bounds) -> list[Rule]:
+    """Return every rule for an embedding snapshot by itself."""
     rules = [*_row_rules(spec.dim, bounds), *whole_rules(spec.min_rows, spec.max_rows)]
     rules.append(
-        _warn(
+        warn(
             "duplicate_vectors",
             "duplicate_vector_share",
             (None, bounds.usual_duplicate_share),
@@ -100,39 +91,36 @@ def snapshot_rules(
         )
     )
     if spec.known_ids is not None:
-        rules.append(_must("id_known", "unknown_ids", (0, 0), "ids that no table of entities has"))
+        rules.append(must("id_known", "unknown_ids", (0, 0), "ids that no table of entities has"))
     if spec.min_rows >= MIN_SAMPLE and spec.dim > 1:
         rules += _collapse_rules(spec.dim, bounds)
-    if "previous_rows" in summary:
-        rules += previous_rules(bounds)
-        rules += _drift_rules(bounds, int(summary["previous_rows"]), int(summary["comparable"]), history)
     return rules
 
 
 def whole_rules(min_rows: int, max_rows: int | None) -> list[Rule]:
     """Return the rules that hold for every snapshot: row count and clocks."""
     return [
-        _must("row_count", "rows", (min_rows, max_rows), "the refresh lost or multiplied rows"),
-        _must("clocks_present", "null_clocks", (0, 0), "rows without event_timestamp or created"),
-        _must(
+        must("row_count", "rows", (min_rows, max_rows), "the refresh lost or multiplied rows"),
+        must("clocks_present", "null_clocks", (0, 0), "rows without event_timestamp or created"),
+        must(
             "event_timestamp",
             "wrong_event_timestamps",
             (0, 0),
             "rows of another refresh: event_timestamp differs from available_at",
         ),
-        _must("created_after_as_of", "created_before_as_of", (0, 0), "written before the moment it describes"),
-        _must("created_not_future", "created_in_future", (0, 0), "the writer's clock is ahead"),
+        must("created_after_as_of", "created_before_as_of", (0, 0), "written before the moment it describes"),
+        must("created_not_future", "created_in_future", (0, 0), "the writer's clock is ahead"),
     ]
 
 
 def previous_rules(bounds: Bounds) -> list[Rule]:
     """Return the rules that hold for every snapshot with a previous one: rows, coverage, order."""
     return [
-        _must("row_ratio", "row_ratio", bounds.row_ratio, "row count jumped against the previous snapshot"),
-        _warn("row_ratio_usual", "row_ratio", bounds.usual_row_ratio, "row count moved more than usual"),
-        _must("coverage", "coverage", (bounds.coverage, None), "entities of the previous snapshot are missing"),
-        _warn("coverage_usual", "coverage", (bounds.usual_coverage, None), "more entities left than usual"),
-        _must(
+        must("row_ratio", "row_ratio", bounds.row_ratio, "row count jumped against the previous snapshot"),
+        warn("row_ratio_usual", "row_ratio", bounds.usual_row_ratio, "row count moved more than usual"),
+        must("coverage", "coverage", (bounds.coverage, None), "entities of the previous snapshot are missing"),
+        warn("coverage_usual", "coverage", (bounds.usual_coverage, None), "more entities left than usual"),
+        must(
             "after_previous",
             "seconds_after_previous",
             (0, bounds.max_seconds_after_previous),
@@ -162,11 +150,11 @@ def _collapse_rules(dim: int, bounds: Bounds) -> list[Rule]:
     floor = 1 + 0.1 * min(dim - 1, 10)
     usual = max(floor, bounds.usual_rank_share * dim)
     return [
-        _must("effective_rank", "effective_rank", (floor, None), "vectors collapsed onto a few directions"),
-        _warn("effective_rank_usual", "effective_rank", (usual, None), "vectors use little of their space"),
-        _must("dead_dimensions", "dead_dimensions", (0, 0), "dimensions that are the same for everyone"),
-        _must("mean_vector", "mean_vector_norm", (None, bounds.mean_vector_norm), "all vectors point one way"),
-        _warn(
+        must("effective_rank", "effective_rank", (floor, None), "vectors collapsed onto a few directions"),
+        warn("effective_rank_usual", "effective_rank", (usual, None), "vectors use little of their space"),
+        must("dead_dimensions", "dead_dimensions", (0, 0), "dimensions that are the same for everyone"),
+        must("mean_vector", "mean_vector_norm", (None, bounds.mean_vector_norm), "all vectors point one way"),
+        warn(
             "mean_vector_usual",
             "mean_vector_norm",
             (None, bounds.usual_mean_vector_norm),
@@ -175,63 +163,13 @@ def _collapse_rules(dim: int, bounds: Bounds) -> list[Rule]:
     ]
 
 
-def _drift_rules(bounds: Bounds, previous_rows: int, comparable: int, history: Sequence[Verdict]) -> list[Rule]:
-    enough = min(MIN_SAMPLE, previous_rows // 2)
-    rules = [_must("comparable", "comparable", (enough, None), "too few entities have a vector in both")]
-    if comparable < MIN_SAMPLE:
-        # The statistics of a handful of pairs are noise; `comparable` and `coverage` still block.
-        return rules
-
-    def floor(name: str, declared: float, slack: float, why: str) -> Rule:
-        found: HistoryFloor = history_floor(history, name, declared, slack, bounds)
-        return Rule(name, "summary", name, found.value, why=why, note=found.note)
-
-    return [
-        *rules,
-        floor("cosine_mean", bounds.cosine_mean, 0.15, "entities moved far since the previous snapshot"),
-        _warn("cosine_mean_usual", "cosine_mean", (bounds.usual_cosine_mean, None), "a large step"),
-        floor("cosine_p01", bounds.cosine_p01, 0.3, "some entities turned around"),
-        _warn("cosine_p01_usual", "cosine_p01", (bounds.usual_cosine_p01, None), "some entities turned far"),
-        floor(
-            "identity",
-            bounds.identity,
-            0.05,
-            "entities do not resemble themselves: shuffled ids, shifted rows or swapped files",
-        ),
-        _warn("identity_usual", "identity", (bounds.usual_identity, None), "some do not resemble themselves"),
-        _must(
-            "space",
-            "space_gain",
-            (None, bounds.space_gain),
-            "a rotation explains the change: these vectors are of another space",
-        ),
-        _warn("space_usual", "space_gain", (None, bounds.usual_space_gain), "a rotation explains part of it"),
-        _must(
-            "dimension_order",
-            "dimension_correlation_min",
-            (bounds.dimension_correlation, None),
-            "a dimension changed its sign or its place",
-        ),
-        _warn(
-            "dimension_order_usual",
-            "dimension_correlation_min",
-            (bounds.usual_dimension_correlation, None),
-            "a dimension hardly resembles itself",
-        ),
-        _warn(
-            "unchanged_usual",
-            "unchanged_share",
-            (None, bounds.usual_unchanged_share),
-            "nothing was refreshed: the file may be a copy of the previous one",
-        ),
-    ]
+def must(name: str, column: str, limits: Limits, why: str, note: str = "") -> Rule:
+    """Return a critical rule over one statistic."""
+    return Rule(name, "summary", column, *limits, why=why, note=note)
 
 
-def _must(name: str, column: str, limits: Limits, why: str) -> Rule:
-    return Rule(name, "summary", column, *limits, why=why)
-
-
-def _warn(name: str, column: str, limits: Limits, why: str) -> Rule:
+def warn(name: str, column: str, limits: Limits, why: str) -> Rule:
+    """Return a warning rule over one statistic."""
     return Rule(name, "summary", column, *limits, severity="warning", why=why)
 
 

@@ -128,8 +128,8 @@ class Bounds:
     """Declared floors and ceilings; pass another instance to `Gate` to change them (docs/gate.md).
 
     The plain names block. Those that begin with ``usual`` only warn. Where a version has a history of at
-    least `min_history` accepted snapshots, the floors of drift are raised to what is normal for it: its
-    median less `history_spreads` robust standard deviations, and never nearer than the slack below.
+    least `min_history` accepted snapshots, the bounds of drift are tightened to what is normal for it: its
+    median and `history_spreads` robust standard deviations, never nearer than a slack of each check.
     """
 
     norm_tolerance: float = 1e-2
@@ -146,12 +146,20 @@ class Bounds:
     usual_cosine_mean: float = 0.6
     cosine_p01: float = -0.5
     usual_cosine_p01: float = 0.0
+    turned_share: float = 0.15
+    usual_turned_share: float = 0.02
     identity: float = 0.7
     usual_identity: float = 0.9
     space_gain: float = 0.5
     usual_space_gain: float = 0.1
     dimension_correlation: float = -0.2
     usual_dimension_correlation: float = 0.3
+    rank_ratio: float = 0.4
+    usual_rank_ratio: float = 0.8
+    raw_norm_ratio: tuple[float, float] = (0.1, 10.0)
+    usual_raw_norm_ratio: tuple[float, float] = (0.5, 2.0)
+    usual_neighbour_overlap: float = 0.1
+    usual_psi: float = 0.25
     usual_unchanged_share: float = 0.99
     max_seconds_after_previous: float | None = None
     min_history: int = 5

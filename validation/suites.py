@@ -43,30 +43,38 @@ class SuiteRunner:
         self._context = gx.get_context(mode="ephemeral", project_config=config)
         self._numbers = itertools.count()
 
-    def run(self, tables: Mapping[Table, Path], rules: Sequence[Rule]) -> list[Check]:
+    def run(self, tables: Mapping[Table, Path], rules: Sequence[Rule]) -> tuple[list[Check], list[str]]:
         """Validate each table with its rules.
 
         Returns
         -------
-        list of Check
-            One per rule, in the order of `rules`.
+        checks
+            One per rule, in the order of `rules`; not passed where the result proves nothing.
+        doubts
+            Why results prove nothing. Any doubt must refuse, whatever the severity of its rule.
 
         Raises
         ------
         UntrustedResult
-            If any rule has no result that proves something.
+            If rules or results are missing, double or of another suite.
         """
         names = [rule.name for rule in rules]
         if not rules or len(set(names)) != len(names):
             raise UntrustedResult(f"a suite needs at least one rule and unique names, got: {names}")
         checks: dict[str, Check] = {}
+        doubts: list[str] = []
         for table in dict.fromkeys(rule.table for rule in rules):
             chosen = [rule for rule in rules if rule.table == table]
-            checks |= self._run_table(table, tables[table], chosen)
-        return [checks[name] for name in names]
+            rows = pq.read_metadata(tables[table]).num_rows
+            for rule, result in self._results(table, tables[table], rows, chosen):
+                try:
+                    checks[rule.name] = to_check(rule, result, rows)
+                except UntrustedResult as doubt:
+                    doubts.append(f"'{rule.name}' {doubt}")
+                    checks[rule.name] = Check(rule.name, rule.severity, False, None, rule.bound(), str(doubt))
+        return [checks[name] for name in names], doubts
 
-    def _run_table(self, table: Table, path: Path, rules: Sequence[Rule]) -> dict[str, Check]:
-        rows = pq.read_metadata(path).num_rows
+    def _results(self, table: Table, path: Path, rows: int, rules: Sequence[Rule]) -> list[tuple[Rule, Any]]:
         if rows == 0:
             raise UntrustedResult(f"the table '{table}' is empty, so nothing was checked")
         results = list(self.validate(table, path, rules).results)
@@ -75,7 +83,7 @@ class SuiteRunner:
         by_name = {result.expectation_config.meta.get("check"): result for result in results}
         if set(by_name) != {rule.name for rule in rules}:
             raise UntrustedResult(f"results on '{table}' do not belong to the expectations that were asked")
-        return {rule.name: to_check(rule, by_name[rule.name], rows) for rule in rules}
+        return [(rule, by_name[rule.name]) for rule in rules]
 
     def validate(self, table: str, path: Path, rules: Sequence[Rule]) -> Any:
         """Return the raw Great Expectations result of one table.
@@ -123,9 +131,9 @@ def to_check(rule: Rule, result: Any, rows: int) -> Check:
     nested = [value for value in info.values() if isinstance(value, dict)]
     for entry in nested or [info]:
         if entry.get("raised_exception"):
-            raise UntrustedResult(f"'{rule.name}' raised: {entry.get('exception_message')}")
+            raise UntrustedResult(f"raised: {entry.get('exception_message')}")
     if result.success is not True and result.success is not False:
-        raise UntrustedResult(f"'{rule.name}' answered {result.success!r}, which is neither True nor False")
+        raise UntrustedResult(f"answered {result.success!r}, which is neither True nor False")
     values = result.result or {}
     if "observed_value" in values:
         return _aggregate_check(rule, result.success, values["observed_value"])
@@ -140,7 +148,7 @@ def _aggregate_check(rule: Rule, success: bool, value: Any) -> Check:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UntrustedResult(f"'{rule.name}' has no value: {rule.column} is {value!r}")
+        raise UntrustedResult(f"has no value: {rule.column} is {value!r}")
     observed = int(number) if number.is_integer() else number
     return Check(rule.name, rule.severity, success, observed, rule.bound(), rule.why)
 
@@ -148,9 +156,9 @@ def _aggregate_check(rule: Rule, success: bool, value: Any) -> Check:
 def _row_check(rule: Rule, success: bool, values: Mapping[str, Any], rows: int) -> Check:
     seen, unexpected = values.get("element_count"), values.get("unexpected_count")
     if seen != rows:
-        raise UntrustedResult(f"'{rule.name}' looked at {seen} of {rows} rows")
+        raise UntrustedResult(f"looked at {seen} of {rows} rows")
     if unexpected is None or success is not (int(unexpected) == 0):
-        raise UntrustedResult(f"'{rule.name}' answered {success} with {unexpected} unexpected rows")
+        raise UntrustedResult(f"answered {success} with {unexpected} unexpected rows")
     detail = rule.why
     examples = values.get("partial_unexpected_list") or []
     if not success and examples:

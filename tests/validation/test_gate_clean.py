@@ -1,0 +1,170 @@
+"""Good snapshots pass: alone, with new entities, with natural drift, rounded, small, and over many weeks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from feature_repo.contracts.types import Check, Verdict
+
+
+def names(verdict: Verdict, severity: str) -> set[str]:
+    return {check.name for check in verdict.checks if check.severity == severity and not check.passed}
+
+
+def test_the_first_snapshot_passes_without_a_warning(kit: Any, gate: Any) -> None:
+    verdict = gate.check(kit.write(kit.table(kit.vectors()), "first"), kit.spec(), workdir=kit.folder)
+
+    assert verdict.accepted is True
+    assert verdict.error is None
+    assert names(verdict, "warning") == set()
+
+
+def test_natural_drift_and_new_entities_pass(kit: Any, gate: Any) -> None:
+    path = kit.write(kit.table(kit.vectors(rows=kit.rows + 60)), "next")
+
+    verdict = gate.check(path, kit.spec(), workdir=kit.folder, previous=kit.previous())
+
+    assert verdict.accepted is True, verdict.failures()
+    assert {"coverage", "identity", "space", "cosine_mean"} <= {check.name for check in verdict.checks}
+
+
+def test_every_check_has_a_value_and_a_bound(kit: Any, gate: Any) -> None:
+    path = kit.write(kit.table(kit.vectors()), "next")
+
+    verdict = gate.check(path, kit.spec(), workdir=kit.folder, previous=kit.previous())
+
+    assert all(check.observed is not None and check.bound for check in verdict.checks)
+    assert all(type(check.passed) is bool for check in verdict.checks)
+    assert len({check.name for check in verdict.checks}) == len(verdict.checks)
+
+
+def test_a_verdict_survives_json_bit_for_bit(kit: Any, gate: Any) -> None:
+    path = kit.write(kit.table(kit.vectors()), "next")
+    verdicts = [
+        gate.check(path, kit.spec(), workdir=kit.folder, previous=kit.previous()),
+        gate.check(path, kit.spec(), workdir=kit.folder, previous=kit.previous()),
+    ]
+
+    texts = [json.dumps(verdict.to_dict(), allow_nan=False) for verdict in verdicts]
+
+    assert texts[0] == texts[1]
+    assert Verdict.from_dict(json.loads(texts[0])) == verdicts[0]
+    assert json.dumps(Verdict.from_dict(json.loads(texts[0])).to_dict()) == texts[0]
+
+
+def test_string_ids_of_items_pass(kit: Any, gate: Any) -> None:
+    ids = [f"product-{row:05d}" for row in range(kit.rows)]
+    path = kit.write(kit.table(kit.vectors(), ids=ids, entity="item"), "items")
+    before = kit.write(kit.table(kit.vectors(), ids=ids, entity="item", at=kit.as_of - kit.week), "before")
+
+    spec = kit.spec(entity="item", id_type="string", known_ids=pa.array(ids))
+    verdict = gate.check(path, spec, workdir=kit.folder, previous=before)
+
+    assert verdict.accepted is True, verdict.failures()
+
+
+def test_many_equal_vectors_only_warn(kit: Any, gate: Any) -> None:
+    vectors = kit.vectors()
+    vectors[: kit.rows // 3] = vectors[0]
+
+    verdict = gate.check(kit.write(kit.table(vectors), "cold"), kit.spec(), workdir=kit.folder)
+
+    assert verdict.accepted is True, verdict.failures()
+    assert "duplicate_vectors" in names(verdict, "warning")
+
+
+def test_an_unchanged_snapshot_only_warns(kit: Any, gate: Any) -> None:
+    before = kit.write(kit.table(kit.vectors(), at=kit.as_of - kit.week), "before")
+
+    verdict = gate.check(kit.write(kit.table(kit.vectors()), "same"), kit.spec(), workdir=kit.folder, previous=before)
+
+    assert verdict.accepted is True, verdict.failures()
+    assert names(verdict, "warning") == {"unchanged_usual"}
+
+
+def rewritten(table: pa.Table, vectors: np.ndarray) -> pa.Table:
+    offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
+    lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.astype(np.float32).ravel()))
+    return table.set_column(table.schema.get_field_index("embedding"), "embedding", lists)
+
+
+def test_rounding_to_half_precision_and_to_bytes_is_accepted(kit: Any, gate: Any) -> None:
+    table = kit.table(kit.vectors())
+    vectors = np.stack(table.column("embedding").to_numpy())
+    scale = np.abs(vectors).max() / 127
+    for name, rounded in (("half", vectors.astype(np.float16)), ("bytes", np.round(vectors / scale) * scale)):
+        path = kit.write(rewritten(table, rounded), name)
+        verdict = gate.check(path, kit.spec(), workdir=kit.folder, previous=kit.previous())
+        assert verdict.accepted is True, (name, verdict.failures())
+
+
+def test_a_handful_of_entities_is_not_judged_by_statistics(kit: Any, gate: Any) -> None:
+    before = kit.write(kit.table(kit.vectors(rows=5), at=kit.as_of - kit.week), "before")
+    path = kit.write(kit.table(kit.vectors(rows=6)), "tiny")
+
+    verdict = gate.check(path, kit.spec(min_rows=1), workdir=kit.folder, previous=before)
+
+    assert verdict.accepted is True, verdict.failures()
+    assert "identity" not in {check.name for check in verdict.checks}
+
+
+def weekly(kit: Any, gate: Any, weeks: int, step: float) -> tuple[list[Verdict], np.ndarray, Any]:
+    """Run clean refreshes: every week entities join, all of them move a little, old vectors weigh 0.8."""
+    rng = np.random.default_rng(17)
+    true = kit.vectors(rows=kit.rows + 12 * weeks)
+    stored = true / np.linalg.norm(true, axis=1, keepdims=True)
+    history: list[Verdict] = []
+    previous = None
+    for week in range(weeks):
+        true = true + step * rng.normal(size=true.shape)
+        unit = true / np.linalg.norm(true, axis=1, keepdims=True)
+        stored = 0.8 * stored + 0.2 * unit
+        at = kit.as_of + week * kit.week
+        rows = kit.rows + 12 * week
+        path = kit.write(kit.table(stored[:rows], at=at), f"week-{week}")
+        verdict = gate.check(
+            path, kit.spec(f"week-{week}", at=at), workdir=kit.folder, previous=previous, history=history
+        )
+        assert verdict.accepted is True, (week, verdict.error, verdict.failures())
+        history.append(verdict)
+        previous = path
+    return history, stored, previous
+
+
+def test_half_a_year_of_weekly_refreshes_raises_no_false_alarm(kit: Any, gate: Any) -> None:
+    weekly(kit, gate, weeks=26, step=0.3)
+
+
+def test_history_tightens_the_bounds_and_says_so(kit: Any, gate: Any) -> None:
+    history, stored, previous = weekly(kit, gate, weeks=7, step=0.3)
+    rng = np.random.default_rng(23)
+    rows = kit.rows + 12 * 6
+    swapped = np.arange(rows)
+    part = rng.choice(rows, rows // 20, replace=False)
+    swapped[part] = np.roll(part, 1)
+    at = kit.as_of + 7 * kit.week
+    path = kit.write(kit.table(stored[swapped], at=at), "five-percent")
+    spec = kit.spec("five-percent", at=at)
+
+    without = gate.check(path, spec, workdir=kit.folder, previous=previous)
+    verdict = gate.check(path, spec, workdir=kit.folder, previous=previous, history=history)
+
+    assert without.accepted is True
+    failed = {check.name: check for check in verdict.failures()}
+    assert {"cosine_p01", "turned_share"} <= set(failed)
+    assert "past" in failed["cosine_p01"].bound and "declared floor -0.5" in failed["cosine_p01"].bound
+
+
+def test_refused_verdicts_are_no_history(kit: Any, gate: Any) -> None:
+    check = Check("cosine_mean", "critical", True, 0.99, "at least 0.2")
+    refused = [Verdict(False, (check,)) for _ in range(20)]
+    path = kit.write(kit.table(kit.vectors()), "next")
+
+    verdict = gate.check(path, kit.spec(), workdir=kit.folder, previous=kit.previous(), history=refused)
+
+    bound = next(item.bound for item in verdict.checks if item.name == "cosine_mean")
+    assert bound == "at least 0.2"

@@ -1,0 +1,76 @@
+"""The two clocks of every stored row, held against the moments that a snapshot claims."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from validation.tables import Summary
+
+
+class Clocks:
+    """Counts the rows whose clocks are missing or wrong."""
+
+    def __init__(self, as_of: datetime, available_at: datetime, checked_at: datetime | None) -> None:
+        self._as_of, self._expected = microseconds(as_of), microseconds(available_at)
+        # A minute of tolerance: the writer's and the gate's clocks may be on two machines.
+        self._latest = None if checked_at is None else microseconds(checked_at + timedelta(minutes=1))
+        self._event, self._created = _MomentRange(), _MomentRange()
+        self._wrong_event = self._early = self._late = self._nulls = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Count the rows of one batch with columns ``event_timestamp`` and ``created``."""
+        for name, seen in (("event_timestamp", self._event), ("created", self._created)):
+            column = batch.column(name)
+            values = column.drop_null().cast(pa.int64()).to_numpy()
+            self._nulls += column.null_count
+            seen.add(values)
+            if name == "event_timestamp":
+                self._wrong_event += int((values != self._expected).sum())
+            else:
+                self._early += int((values < self._as_of).sum())
+                self._late += 0 if self._latest is None else int((values > self._latest).sum())
+
+    def totals(self) -> Summary:
+        """Return the counts, and the first and last moment of both clocks for a person."""
+        return {
+            "null_clocks": self._nulls,
+            "wrong_event_timestamps": self._wrong_event,
+            "created_before_as_of": self._early,
+            "created_in_future": self._late,
+            **self._event.totals("event_timestamp"),
+            **self._created.totals("created"),
+        }
+
+
+class _MomentRange:
+    def __init__(self) -> None:
+        self._low: int | None = None
+        self._high: int | None = None
+
+    def add(self, values_N: npt.NDArray[np.int64]) -> None:
+        if len(values_N):
+            low, high = int(values_N.min()), int(values_N.max())
+            self._low = low if self._low is None else min(self._low, low)
+            self._high = high if self._high is None else max(self._high, high)
+
+    def totals(self, name: str) -> Summary:
+        return {f"min_{name}": iso(self._low), f"max_{name}": iso(self._high)}
+
+
+def microseconds(moment: datetime) -> int:
+    """Return microseconds since 1970 in UTC, exactly."""
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def iso(value: int | None) -> str:
+    """Return a moment for a person; far-off values that no calendar holds stay numbers."""
+    if value is None:
+        return "none"
+    try:
+        return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value)).isoformat()
+    except OverflowError:
+        return f"{value} us"

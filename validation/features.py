@@ -1,0 +1,87 @@
+"""Statistics and rules of a snapshot of plain features (counts, attributes): narrow already, no vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from validation.clocks import Clocks
+from validation.comparison import compare_ids, read_previous, seconds_after
+from validation.files import CLOCK, ID_TYPES
+from validation.rules import Rule, previous_rules, whole_rules
+from validation.specs import Bounds, FeatureSpec
+from validation.tables import Summary, duplicates, iter_batches, read_column, write_summary
+
+
+def feature_schema(spec: FeatureSpec) -> dict[str, pa.DataType | None]:
+    """Return the columns and types that the snapshot must have."""
+    return {
+        f"{spec.entity}_id": ID_TYPES[spec.id_type],
+        **dict(spec.columns),
+        "event_timestamp": CLOCK,
+        "created": CLOCK,
+    }
+
+
+def feature_statistics(path: Path, spec: FeatureSpec, workdir: Path, previous: Path | None) -> tuple[Path, Summary]:
+    """Write one row of statistics of a feature snapshot, whose schema has been checked, and return it.
+
+    Per feature column: ``<column>.nulls``, and for numbers ``<column>.nonfinite`` and ``<column>.negative``.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    id_name = f"{spec.entity}_id"
+    ids = read_column(path, id_name)
+    duplicate_N, distinct = duplicates(ids)
+    clocks = Clocks(spec.as_of, spec.available_at, spec.checked_at)
+    counts: dict[str, int] = {}
+    for batch in iter_batches(path, [*spec.columns, "event_timestamp", "created"]):
+        clocks.add(batch)
+        for name in spec.columns:
+            for statistic, count in _column_counts(batch.column(name)).items():
+                key = f"{name}.{statistic}"
+                counts[key] = counts.get(key, 0) + count
+    summary: Summary = {
+        "snapshot": spec.snapshot_id,
+        "rows": len(ids),
+        "null_ids": ids.null_count,
+        "duplicate_ids": int(duplicate_N.sum()),
+        "distinct_ids": distinct,
+        **counts,
+        **clocks.totals(),
+    }
+    if previous is not None:
+        summary |= compare_ids(ids, read_previous(previous, id_name))[0]
+        summary |= seconds_after(previous, spec.available_at)
+    return write_summary(workdir / f"{spec.snapshot_id}.summary.parquet", summary), summary
+
+
+def _column_counts(values: pa.Array) -> dict[str, int]:
+    counts = {"nulls": values.null_count}
+    if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
+        present = values.drop_null()
+        finite = pc.is_finite(present)
+        counts["nonfinite"] = len(present) - int(pc.sum(finite).as_py() or 0)
+        counts["negative"] = int(pc.sum(pc.less(present, pa.scalar(0, present.type))).as_py() or 0)
+    return counts
+
+
+def feature_rules(spec: FeatureSpec, bounds: Bounds, summary: Summary) -> list[Rule]:
+    """Return every rule for a feature snapshot."""
+    rules = [
+        Rule("id_not_null", "summary", "null_ids", 0, 0, why="rows without an entity"),
+        Rule("id_unique", "summary", "duplicate_ids", 0, 0, why="an entity has two rows"),
+        *whole_rules(spec.min_rows, spec.max_rows),
+    ]
+    for name, kind in spec.columns.items():
+        if name not in spec.nullable:
+            rules.append(Rule(f"{name}_not_null", "summary", f"{name}.nulls", 0, 0, why="a feature is missing"))
+        if pa.types.is_floating(kind):
+            rules.append(Rule(f"{name}_finite", "summary", f"{name}.nonfinite", 0, 0, why="NaN or infinite"))
+        is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+        if is_number and name not in spec.may_be_negative:
+            rules.append(Rule(f"{name}_not_negative", "summary", f"{name}.negative", 0, 0, why="a count below zero"))
+    if "previous_rows" in summary:
+        rules += previous_rules(bounds)
+    return rules
