@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.contracts.naming import ENTITIES, attributes_view, embedding_view, stats_view
@@ -45,11 +46,8 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
 
     objects = feast_objects(ws.home, ws.ledger)
     store = open_store(ws.home)
-    stale = [
-        found
-        for found in [*store.list_feature_services(), *store.list_feature_views(), *store.list_data_sources()]
-        if found.name not in objects and not found.name.endswith("_source")
-    ]
+    registered: list[Any] = [*store.list_feature_services(), *store.list_feature_views()]
+    stale = [found for found in registered if found.name not in objects]
     store.apply(list(objects.values()), objects_to_delete=stale, partial=False)
     progress("feast apply", 2, 2)
     return Result(

@@ -43,9 +43,7 @@ def run(
     ws.use_threads()
     moments = ws.refresh_moments(start or ws.splits.upstream_end, end or ws.log.end)
     versions = ws.ledger.versions()
-    upstreams = {
-        version.version: refresh.Upstream(ws, ws.ledger.space(version.space_id)) for version in versions
-    }
+    upstreams = {version.version: refresh.Upstream(ws, ws.ledger.space(version.space_id)) for version in versions}
     found: list[Publication] = []
     for step, moment in enumerate(moments):
         progress(f"refresh as of {moment:%Y-%m-%d}", step, len(moments))

@@ -73,6 +73,7 @@ class Config(_Settings):
     """All settings of one home folder."""
 
     preset: Literal["debug", "small", "full"] = "small"
+    epochs: int | None = Field(None, ge=1, description="passes of upstream training; null: the preset's")
     splits: Splits | None = None
     refresh_days: int = Field(7, ge=1, description="days between two refreshes")
     availability_lag_minutes: int = Field(60, ge=0, description="as_of to the first moment of reading")
@@ -84,9 +85,7 @@ class Config(_Settings):
     )
     upstreams: tuple[Upstream, ...] = (
         Upstream(version="v1", description="DERM trained on clicks and conversions"),
-        Upstream(
-            version="v2", description="DERM trained on conversions", click_weight=0.0, conversion_weight=1.0
-        ),
+        Upstream(version="v2", description="DERM trained on conversions", click_weight=0.0, conversion_weight=1.0),
     )
     consumers: tuple[Consumer, ...] = (
         Consumer(name="ctr_ranker", task="ctr", versions=("v1", "v2")),

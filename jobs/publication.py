@@ -69,7 +69,8 @@ def publish(
     as_of: datetime,
     *,
     space_id: str | None,
-    gate: Callable[[Path, datetime], Verdict],
+    available_at: datetime,
+    gate: Callable[[Path], Verdict],
 ) -> Publication:
     """Gate a snapshot's rows and publish or quarantine them.
 
@@ -78,7 +79,7 @@ def publish(
     table
         The rows, with both clocks.
     gate
-        Called with the staged file and its available_at; returns the verdict.
+        Called with the staged file; returns the verdict.
 
     Raises
     ------
@@ -88,13 +89,12 @@ def publish(
         If the disk refuses.
     """
     final = ws.home.snapshot_file(view.name, as_of)
-    available_at = as_of + ws.config.availability_lag
     snapshot_id = f"{view.name}-{moment_stem(as_of)}"
     refused = ws.home.quarantine / snapshot_id / "snapshot.parquet"
     started = datetime.now(UTC)
     with replacing(final) as staged:
         pq.write_table(table, staged, compression="zstd", row_group_size=64 * 1024)
-        verdict = gate(staged, available_at)
+        verdict = gate(staged)
         seconds = (datetime.now(UTC) - started).total_seconds()
         snapshot = Snapshot(
             snapshot_id=snapshot_id,

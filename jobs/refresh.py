@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -15,14 +15,13 @@ import pyarrow.parquet as pq
 
 from feature_repo.contracts.errors import LakeError, NotReadyError
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
-from feature_repo.contracts.types import Entity, Space, View
+from feature_repo.contracts.types import Entity, Space, Verdict, View
 from jobs.publication import Publication, clocked, latest_before, publish, published
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
     from jobs.features.tables import Tables
     from models.upstream.derm import DERM
-    from validation.gate import Gate
 
 INFERENCE_ROWS = 4096
 EMBEDDING_FIELDS = {"embedding": "list<float>", "available_us": "int64"}
@@ -135,14 +134,6 @@ def _aligned(ids: pl.Series, old_ids: pl.Series, old: np.ndarray) -> tuple[np.nd
     return old[np.where(known, position, 0)], known
 
 
-@lru_cache(maxsize=1)
-def shared_gate() -> Gate:
-    """Return the process's gate; its checks are built once."""
-    from validation.gate import Gate
-
-    return Gate()
-
-
 def run(
     ws: Workspace,
     version: str,
@@ -199,7 +190,8 @@ def _refresh_entity(
     smoothing: float | None,
     as_of: datetime,
 ) -> Publication:
-    from validation.gate import SnapshotSpec
+    from validation.gate import default_gate
+    from validation.specs import SnapshotSpec
 
     key = join_key(entity)
     ids, vectors, norms = upstream.infer(entity, as_of)
@@ -213,19 +205,21 @@ def _refresh_entity(
     if previous_file is not None and smoothing is not None:
         old, known = _aligned(ids, *read_vectors(previous_file, key))
         vectors = stabilize(vectors, old, known, smoothing)
-    table = clocked(_vector_table(key, ids, vectors, norms), as_of + ws.config.availability_lag)
-    id_type = "int64" if ids.dtype == pl.Int64 else "string"
+    available_at = as_of + ws.config.availability_lag
+    table = clocked(_vector_table(key, ids, vectors, norms), available_at)
+    id_type: Literal["int64", "string"] = "int64" if ids.dtype == pl.Int64 else "string"
 
-    def gate(staged: Path, available_at: datetime) -> Any:
+    def gate(staged: Path) -> Verdict:
         spec = SnapshotSpec(
-            snapshot_id=staged.name,
+            snapshot_id=view,
             entity=entity,
             id_type=id_type,
             dim=upstream.space.dim,
             as_of=as_of,
             available_at=available_at,
         )
-        return shared_gate().check(staged, spec, previous=previous_file)
+        with TemporaryDirectory() as scratch:
+            return default_gate().check(staged, spec, workdir=Path(scratch), previous=previous_file)
 
     return publish(
         ws,
@@ -233,6 +227,7 @@ def _refresh_entity(
         table,
         as_of,
         space_id=upstream.space.space_id,
+        available_at=available_at,
         gate=gate,
     )
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import polars as pl
 import pyarrow as pa
 
 from feature_repo.contracts.naming import ENTITIES, attributes_view, join_key, stats_view
-from feature_repo.contracts.types import Entity, View
+from feature_repo.contracts.types import Entity, Verdict, View
 from jobs.publication import Publication, clocked, publish, published
-from jobs.refresh import shared_gate
 from jobs.workspace import Progress, Workspace, silent
 
 # Attributes without a time of their own hold from here on.
@@ -54,8 +53,9 @@ def _counts(ws: Workspace, entity: Entity, as_of: datetime) -> Publication:
     if done is not None:
         return Publication(done, 0.0, reused=True)
     frame = stats(ws.log, entity, as_of, ws.config.coverage).select(join_key(entity), *STATS)
-    table = clocked(_arrow(frame), as_of + ws.config.availability_lag)
-    return _publish(ws, view, entity, table, as_of, ws.config.ttl_days)
+    available_at = as_of + ws.config.availability_lag
+    table = clocked(_arrow(frame), available_at)
+    return _publish(ws, view, entity, table, as_of, available_at, ws.config.ttl_days)
 
 
 def _attributes(ws: Workspace, entity: Entity) -> Publication | None:
@@ -82,7 +82,7 @@ def _attributes(ws: Workspace, entity: Entity) -> Publication | None:
         table = _arrow(chosen.with_columns(created))
     else:
         table = clocked(_arrow(chosen), ALWAYS)
-    return _publish(ws, view, entity, table, ALWAYS, 0)
+    return _publish(ws, view, entity, table, ALWAYS, ALWAYS, 0)
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:
@@ -95,31 +95,45 @@ def _arrow(frame: pl.DataFrame) -> pa.Table:
 
 
 def _publish(
-    ws: Workspace, view: str, entity: Entity, table: pa.Table, as_of: datetime, ttl_days: int
+    ws: Workspace,
+    view: str,
+    entity: Entity,
+    table: pa.Table,
+    as_of: datetime,
+    available_at: datetime,
+    ttl_days: int,
 ) -> Publication:
-    from validation.gate import FeatureSpec
+    from validation.gate import default_gate
+    from validation.specs import FeatureSpec
 
     key = join_key(entity)
     fields = {
-        field.name: str(field.type)
-        for field in table.schema
-        if field.name not in (key, "event_timestamp", "created")
+        field.name: str(field.type) for field in table.schema if field.name not in (key, "event_timestamp", "created")
     }
     id_type = "int64" if table.schema.field(key).type == pa.int64() else "string"
 
-    def gate(staged: Path, available_at: datetime) -> Any:
+    def gate(staged: Path) -> Verdict:
+        # Attributes may be missing, and their times are their own; counts are complete, and of one moment.
         timed = as_of != ALWAYS
         spec = FeatureSpec(
             snapshot_id=view,
             entity=entity,
-            id_type=id_type,
-            fields=fields,
+            id_type="int64" if id_type == "int64" else "string",
+            columns={name: table.schema.field(name).type for name in fields},
             as_of=as_of,
-            available_at=available_at if timed else None,
-            counts=timed,
+            available_at=available_at,
+            nullable=frozenset() if timed else frozenset(fields),
+            may_be_negative=frozenset() if timed else frozenset(fields),
         )
-        return shared_gate().check_features(staged, spec)
+        with TemporaryDirectory() as scratch:
+            return default_gate().check_features(staged, spec, workdir=Path(scratch))
 
     return publish(
-        ws, View(view, entity, None, id_type, fields, ttl_days), table, as_of, space_id=None, gate=gate
+        ws,
+        View(view, entity, None, id_type, fields, ttl_days),
+        table,
+        as_of,
+        space_id=None,
+        available_at=available_at,
+        gate=gate,
     )

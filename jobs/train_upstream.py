@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from feature_repo.contracts.errors import NotReadyError
@@ -43,6 +47,7 @@ def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
     request = {
         "upstream": settings.model_dump(mode="json"),
         "preset": ws.config.preset,
+        "epochs": ws.config.epochs,
         "cutoff": cutoff.isoformat(),
         "fingerprint": ws.log.fingerprint,
         "refresh_days": ws.config.refresh_days,
@@ -51,24 +56,25 @@ def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
         "history_actions": ws.config.history_actions and list(ws.config.history_actions),
         "threads": ws.config.threads,
     }
-    folder = ws.home.artifacts / f"upstream-{version}"
+    # One folder per request: a checkpoint is only taken up by the very same training.
+    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
+    folder = ws.home.artifacts / f"training-{version}-{key}"
     done = folder / "training.json"
-    if done.exists() and read_json(done)["request"] == request:
+    if done.exists():
         record = read_json(done)
         space = ws.ledger.space(record["space_id"])
         return Result(version, space, record["rows"], record["curve"], reused=True)
     ws.use_threads()
-    space, rows, curve = _train(ws, version, cutoff, progress)
+    space, rows, curve = _train(ws, version, cutoff, folder / "checkpoint", progress)
     ws.ledger.put_space(space)
-    ws.ledger.put_version(
-        Version(version, space.space_id, settings.description, "upstream team", ws.config.smoothing)
-    )
+    ws.ledger.put_version(Version(version, space.space_id, settings.description, "upstream team", ws.config.smoothing))
     write_json({"request": request, "space_id": space.space_id, "rows": rows, "curve": curve}, done)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return Result(version, space, rows, curve)
 
 
 def _train(
-    ws: Workspace, version: str, cutoff: datetime, progress: Progress
+    ws: Workspace, version: str, cutoff: datetime, checkpoints: Path, progress: Progress
 ) -> tuple[Space, int, list[dict[str, Any]]]:
     from jobs.features.batches import TrainingRows, input_spec
     from jobs.features.labels import as_known_at, opportunities
@@ -109,28 +115,30 @@ def _train(
     )
     if training.rows == 0:
         raise NotReadyError("No labelled row belongs to a user with a history. Ingest a longer log.")
-    config = preset.model(input_spec(tables, preset.sequence_length))
+    spec = input_spec(tables, preset.sequence_length)
     config = replace(
-        config,
+        preset.model(spec),
         seed=settings.seed,
         losses=replace(
-            config.losses,
+            preset.model(spec).losses,
             click_weight=settings.click_weight if rows["click"].null_count() == 0 else 0.0,
             conversion_weight=settings.conversion_weight,
             contrastive_weight=settings.contrastive_weight,
         ),
     )
     model = DERM(config)
-    train = replace(preset.train, seed=settings.seed)
+    train = replace(
+        preset.train,
+        seed=settings.seed,
+        epochs=ws.config.epochs or preset.train.epochs,
+    )
     history = fit(
         model,
         lambda epoch: training.epoch(epoch, batch_rows=preset.batch_rows, seed=settings.seed),
         config=train,
         steps_per_epoch=training.steps(preset.batch_rows),
-        progress=lambda step, total, metrics: progress(
-            f"train {version}: loss {metrics['total']:.4f}", step, total
-        ),
-        checkpoint_dir=ws.home.artifacts / f"upstream-{version}" / "checkpoint",
+        progress=lambda step, total, metrics: progress(f"train {version}: loss {metrics['total']:.4f}", step, total),
+        checkpoint_dir=checkpoints,
     )
     identity = space_id(model.state_dict(), config.to_dict(), ws.log.fingerprint)
     artifact = ws.home.artifacts / identity
@@ -144,4 +152,4 @@ def _train(
         artifact=str(artifact.relative_to(ws.home.root)),
         config=config.to_dict(),
     )
-    return space, training.rows, history
+    return space, training.rows, history.records

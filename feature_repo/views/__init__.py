@@ -1,4 +1,4 @@
-"""Feast objects built from the ledger: entities, sources, one view per embedding version, one service per consumer."""
+"""Feast objects built from the ledger: entities, sources, a view per version, a service per consumer."""
 
 from feature_repo.views.build import feast_objects
 

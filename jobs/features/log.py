@@ -6,17 +6,18 @@ know. Codes are internal to one run; models see encodings (see `encode.py`), nev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
 
 import polars as pl
 
-from feature_repo.contracts.errors import NotReadyError
 from feature_repo.contracts.naming import join_key
 from feature_repo.contracts.types import Entity
-from feature_repo.lake import Home, read_json
+from feature_repo.lake import Home
+from jobs import ingest_dataset
+from jobs.ingest_dataset import Column, Dataset
 
 OUTCOMES = ("impression", "click", "conversion")
 RESERVED = ("event_timestamp", "user_id", "item_id", "event_type", "impression_id", "weight", "sampling_rate")
@@ -46,27 +47,19 @@ class EventLog:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        record_file = home.lake / "dataset.json"
-        if not record_file.exists():
-            raise NotReadyError(
-                f"{home.root} holds no event log. Run `headwater ingest parquet --events FILE` or "
-                "`headwater ingest complete-journey` first."
-            )
-        self.record: dict[str, Any] = read_json(record_file)
+        self.record: Dataset = ingest_dataset.load(home)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the log's content."""
-        return str(self.record["fingerprint"])
+        return self.record.fingerprint
 
     @cached_property
     def events(self) -> pl.DataFrame:
         """All events by time: event_timestamp, ids, event_type, impression_id, weight, context."""
         files = sorted((self._home.lake / "events").glob("month=*/*.parquet"))
         frames = [pl.read_parquet(file, hive_partitioning=False) for file in files]
-        return pl.concat(frames, how="diagonal_relaxed").with_columns(
-            pl.col("event_type").cast(pl.Categorical)
-        )
+        return pl.concat(frames, how="diagonal_relaxed").with_columns(pl.col("event_type").cast(pl.Categorical))
 
     def attributes(self, entity: Entity) -> pl.DataFrame:
         """Return the attribute table of an entity; ids alone where none was ingested."""
@@ -78,13 +71,13 @@ class EventLog:
 
     def attribute_columns(self, entity: Entity) -> Columns:
         """Return an entity's attributes by kind."""
-        kinds = self.record["attributes"].get(entity, {})
-        return _by_kind(kinds)
+        table = self.record.user_table if entity == "user" else self.record.item_table
+        return _by_kind(table.columns if table is not None else ())
 
     @property
     def context_columns(self) -> Columns:
         """The context columns of an impression by kind."""
-        return _by_kind(self.record["context"])
+        return _by_kind(self.record.context)
 
     @cached_property
     def codes(self) -> dict[Entity, pl.DataFrame]:
@@ -121,8 +114,8 @@ class EventLog:
         return self.events["event_timestamp"].max()  # type: ignore[return-value]
 
 
-def _by_kind(kinds: dict[str, str]) -> Columns:
+def _by_kind(columns: Sequence[Column]) -> Columns:
     return Columns(
-        categorical=tuple(name for name, kind in kinds.items() if kind == "categorical"),
-        numeric=tuple(name for name, kind in kinds.items() if kind == "numeric"),
+        categorical=tuple(column.name for column in columns if column.kind == "categorical"),
+        numeric=tuple(column.name for column in columns if column.kind == "numeric"),
     )

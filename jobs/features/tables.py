@@ -68,19 +68,13 @@ class Tables:
         How far back activity reaches.
     """
 
-    def __init__(
-        self, log: EventLog, encoder: Encoder, actions: tuple[str, ...] | None, coverage: timedelta
-    ) -> None:
+    def __init__(self, log: EventLog, encoder: Encoder, actions: tuple[str, ...] | None, coverage: timedelta) -> None:
         self._log = log
         self._encoder = encoder
         self._coverage = coverage
         self.activity = Activity(log, actions)
         self._action_index = np.array(
-            [0]
-            + [
-                1 + encoder.actions.index(name) if name in encoder.actions else 0
-                for name in self.activity.actions
-            ],
+            [0] + [1 + encoder.actions.index(name) if name in encoder.actions else 0 for name in self.activity.actions],
             np.int64,
         )
         self.item_rows = encoder.item_ids.encode(log.codes["item"]["item_id"])
@@ -136,9 +130,7 @@ class Tables:
         return joined(self._log, entity, as_of, codes, self._coverage)
 
 
-def joined(
-    log: EventLog, entity: str, as_of: datetime, codes: np.ndarray, coverage: timedelta
-) -> pl.DataFrame:
+def joined(log: EventLog, entity: str, as_of: datetime, codes: np.ndarray, coverage: timedelta) -> pl.DataFrame:
     """Return attributes and counts as of a moment for the given codes, in their order."""
     assert entity in ("user", "item")
     key = f"{entity}_code"

@@ -1,0 +1,94 @@
+"""The whole way of the data for one home folder: every stage in order, each skipped where its work is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from feature_repo.contracts.errors import NotReadyError
+from feature_repo.lake import read_json, write_json
+from jobs import (
+    apply,
+    backfill,
+    evaluate,
+    materialize,
+    report,
+    retrieve,
+    train_downstream,
+    train_upstream,
+    training_set,
+)
+from jobs.workspace import Progress, Workspace, silent
+
+
+@dataclass(frozen=True)
+class Result:
+    """The summary of the run and the page that shows it."""
+
+    summary: dict[str, Any]
+    report: Any
+    skipped: list[dict[str, str]]
+
+
+class Stopwatch:
+    """Seconds per stage, kept over killed and repeated runs: a stage that found its work done keeps its time."""
+
+    def __init__(self, ws: Workspace) -> None:
+        self._path = ws.home.reports / "timings.json"
+        self.seconds: dict[str, float] = read_json(self._path) if self._path.exists() else {}
+
+    def time(self, stage: str, work: Callable[[], Any]) -> Any:
+        """Run one stage and record its seconds."""
+        started = time.monotonic()
+        result = work()
+        if stage not in self.seconds or not getattr(result, "reused", False):
+            self.record(stage, time.monotonic() - started)
+        return result
+
+    def record(self, stage: str, seconds: float) -> None:
+        """Set the seconds of one stage."""
+        self.seconds[stage] = round(seconds, 2)
+        self.seconds["total"] = round(sum(s for name, s in self.seconds.items() if name != "total"), 2)
+        write_json(self.seconds, self._path)
+
+
+def run(ws: Workspace, *, progress: Progress = silent) -> Result:
+    """Train, refresh, apply, materialize, join, train the consumers, evaluate and report.
+
+    Every stage keeps what an earlier run finished, so a killed run goes on where it was.
+
+    Raises
+    ------
+    HeadwaterError
+        From the stage that failed; the stages before it stay done.
+    """
+    watch = Stopwatch(ws)
+    skipped: list[dict[str, str]] = []
+    with ws.home.lock("run"):
+        for upstream in ws.config.upstreams:
+            version = upstream.version
+            watch.time(
+                f"train-upstream {version}",
+                partial(train_upstream.run, ws, version, progress=progress),
+            )
+        refreshed = watch.time("backfill", lambda: backfill.run(ws, progress=progress))
+        watch.time("apply", lambda: apply.run(ws, progress=progress))
+        end = max(publication.snapshot.available_at for publication in refreshed.publications)
+        watch.time("materialize", lambda: materialize.run(ws, end, progress=progress))
+        for consumer in ws.config.consumers:
+            name = consumer.name
+            try:
+                if consumer.task == "retrieval":
+                    watch.time(f"retrieve {name}", partial(retrieve.run, ws, name, progress=progress))
+                else:
+                    watch.time(f"training-set {name}", partial(training_set.run, ws, name, progress=progress))
+                    watch.time(f"train-downstream {name}", partial(train_downstream.run, ws, name, progress=progress))
+            except NotReadyError as error:
+                skipped.append({"task": consumer.task, "why": str(error)})
+                progress(f"{name} skipped: {error}", 1, 1)
+        result = watch.time("evaluate", lambda: evaluate.run(ws, skipped=skipped, progress=progress))
+        page = watch.time("report", lambda: report.run(ws.home.root))
+    return Result(result.summary, page, skipped)

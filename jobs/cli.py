@@ -1,0 +1,385 @@
+"""The command line: reads options, calls one job, prints its result, chooses the exit code. Nothing else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from jobs.workspace import Progress, Workspace
+
+app = typer.Typer(
+    name="headwater",
+    help="Learn user and item embeddings, refresh them on a schedule, check them, version them, feed rankers.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+ingest_app = typer.Typer(help="Bring an event log into the lake.", no_args_is_help=True)
+app.add_typer(ingest_app, name="ingest")
+
+HomeOption = Annotated[Path, typer.Option("--home", envvar="HEADWATER_HOME", help="Folder that holds everything.")]
+HOME = Path(".headwater")
+
+
+def main() -> None:
+    """Run the command line; errors meant for a person are printed as one message, with their exit code."""
+    from feature_repo.contracts.errors import HeadwaterError
+
+    try:
+        app()
+    except HeadwaterError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.secho("stopped; run the same command again to go on from here", err=True)
+        raise SystemExit(130) from None
+
+
+def _progress() -> Progress:
+    """Return a reporter for stderr: one live line on a terminal, one line per step or ten seconds elsewhere."""
+    live = sys.stderr.isatty()
+    started = time.monotonic()
+    last_stage, last_time = "", 0.0
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last_stage, last_time
+        stage, now = what.split(":")[0], time.monotonic()
+        if not (stage != last_stage or now - last_time > (0.2 if live else 10) or done == total):
+            return
+        last_stage, last_time = stage, now
+        line = f"[{now - started:6.1f} s] {what}" + (f"  {done}/{total}" if total > 1 else "")
+        typer.echo(f"\r\x1b[2K{line}" if live else line, err=True, nl=not live or done == total)
+
+    return tell
+
+
+def _open(home: Path) -> Workspace:
+    from jobs.workspace import Workspace
+
+    _quiet()
+    return Workspace.open(home)
+
+
+def _quiet() -> None:
+    """Silence what libraries say to their own developers."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="(feast|ibis|pydantic)")
+    logging.getLogger("feast").setLevel(logging.ERROR)
+
+
+def _moment(text: str) -> datetime:
+    from feature_repo.contracts.errors import ConfigError
+
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"'{text}' is no time: write it as 2017-08-06T00:00:00+00:00 or 2017-08-06.") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _table(rows: list[dict[str, str]], title: str = "") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in rows[0] if rows else []:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row.values())
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+@app.command()
+def demo(
+    home: HomeOption = HOME,
+    households: Annotated[int | None, typer.Option(help="Take only so many households (all 2,469 by default).")] = None,
+) -> None:
+    """Run the main job on real data: the 84.51° Complete Journey, from log to lift table.
+
+    Example: `headwater demo`
+    """
+    from jobs import demo as job
+
+    _quiet()
+    _finish(job.run(home, households=households, progress=_progress()), home)
+
+
+@app.command()
+def run(
+    home: HomeOption = HOME,
+    config: Annotated[Path | None, typer.Option(help="Settings to store as HOME/config.yaml first.")] = None,
+) -> None:
+    """Run every stage after ingest, in order, on the log that lies in the home folder.
+
+    Example: `headwater run --home mine --config mine.yaml`
+    """
+    from feature_repo.lake import Home
+    from jobs import chain
+    from jobs import config as settings
+
+    if config is not None:
+        settings.save(settings.read(config), Home(home.resolve()))
+    _finish(chain.run(_open(home), progress=_progress()), home)
+
+
+def _finish(result: Any, home: Path) -> None:
+    print_lift(result.summary)
+    for skip in result.skipped:
+        typer.echo(f"\nskipped {skip['task']}: {skip['why']}")
+    seconds = result.summary["timings_s"].get("total", 0.0)
+    gate = result.summary["gate"]
+    typer.echo(f"\n{gate['accepted']} snapshots accepted, {gate['refused']} refused; stages took {seconds:.0f} s.")
+    typer.echo(f"Report:  {result.report.path}\nNumbers: {home / 'reports' / 'summary.json'}")
+
+
+def print_lift(summary: dict[str, Any]) -> None:
+    """Print the lift table and the retrieval table of a summary."""
+    if summary["lift"]:
+        _table(
+            [
+                {
+                    "task": row["task"],
+                    "embeddings": row["embeddings"],
+                    "ROC-AUC": f"{row['auc']:.5f}",
+                    "lift": f"{100 * row['relative_auc_lift']:+.3f}%",
+                    "95% interval": f"[{100 * row['ci95'][0]:+.3f}%, {100 * row['ci95'][1]:+.3f}%]",
+                    "log loss": f"{row['log_loss']:.5f}",
+                    "norm. entropy": f"{row['normalized_entropy']:.4f}",
+                    "calibration": f"{row['calibration']:.3f}",
+                    "seeds": str(row["seeds"]),
+                }
+                for row in summary["lift"]
+            ],
+            "\nLift of ranking, test period",
+        )
+    if summary["retrieval"]:
+        _table(
+            [
+                {
+                    "retrieval": row["model"],
+                    "recall@10": f"{row['recall_at_10']:.4f}",
+                    "recall@50": f"{row['recall_at_50']:.4f}",
+                    "recall@100": f"{row['recall_at_100']:.4f}",
+                    "x popularity at 100": f"{row['ratio_to_popularity_at_100']:.2f}",
+                    "95% interval": f"[{row['ratio_ci95'][0]:.2f}, {row['ratio_ci95'][1]:.2f}]",
+                }
+                for row in summary["retrieval"]
+            ],
+            "\nRetrieval, test period",
+        )
+
+
+@ingest_app.command("parquet")
+def ingest_parquet(
+    events: Annotated[list[str], typer.Option(help="Parquet or CSV file, folder or glob; may be repeated.")],
+    users: Annotated[list[str] | None, typer.Option(help="User attributes.")] = None,
+    items: Annotated[list[str] | None, typer.Option(help="Item attributes.")] = None,
+    name: Annotated[str, typer.Option(help="What people call the data set.")] = "events",
+    max_bad_rows: Annotated[int, typer.Option(help="Bad rows to quarantine instead of refusing all.")] = 0,
+    replace: Annotated[bool, typer.Option("--replace", help="Drop another data set of this home folder.")] = False,
+    home: HomeOption = HOME,
+) -> None:
+    """Check one's own log and store it in the lake; all or nothing.
+
+    Example: `headwater ingest parquet --events log.parquet --users users.csv --items items.csv --home mine`
+    """
+    from jobs import ingest
+
+    _quiet()
+    config = ingest.IngestConfig(
+        home=home.resolve(),
+        name=name,
+        events=tuple(events),
+        users=tuple(users or ()),
+        items=tuple(items or ()),
+        now=datetime.now(UTC),
+        max_bad_rows=max_bad_rows,
+        replace=replace,
+    )
+    tell = _progress()
+    result = ingest.run(config, progress=lambda what: tell(what, 1, 1))
+    _ingested(result, home)
+
+
+@ingest_app.command("complete-journey")
+def ingest_complete_journey(
+    home: HomeOption = HOME,
+    households: Annotated[int | None, typer.Option(help="Take only so many households.")] = None,
+) -> None:
+    """Make the demo's impression log from the Complete Journey and store it (needs the extra `demo`).
+
+    Example: `headwater ingest complete-journey --home demo`
+    """
+    from jobs import demo as job
+
+    _quiet()
+    _ingested(job.ingest_journey(home.resolve(), households=households, progress=_progress()), home)
+
+
+def _ingested(result: Any, home: Path) -> None:
+    record = result.dataset
+    _table([{"event type": kind, "rows": f"{count:,}"} for kind, count in sorted(record.counts.items())])
+    for reason, count in record.quarantined.items():
+        typer.echo(f"quarantined {count:,} rows: {reason}")
+    for note in record.notes:
+        typer.echo(f"note: {note}")
+    state = "was there already" if result.unchanged else "is in the lake"
+    typer.echo(f"{record.name} ({record.fingerprint[:12]}) {state}: {home / 'lake'}\nNext: headwater run --home {home}")
+
+
+@app.command("train-upstream")
+def train_upstream(
+    version: Annotated[str, typer.Argument(help="Version that the trained space gets, e.g. v1.")],
+    home: HomeOption = HOME,
+) -> None:
+    """Train an upstream model before the cut-off and register the space it spans.
+
+    Example: `headwater train-upstream v1`
+    """
+    from jobs import train_upstream as job
+
+    result = job.run(_open(home), version, progress=_progress())
+    state = "was trained already" if result.reused else f"trained on {result.rows:,} rows"
+    typer.echo(f"{version} is space {result.space.space_id} ({result.space.dim} floats), {state}.")
+
+
+@app.command()
+def refresh(
+    version: Annotated[str, typer.Argument(help="Version to refresh, e.g. v1.")],
+    as_of: Annotated[str, typer.Option(help="Only events before this moment are read (UTC).")],
+    home: HomeOption = HOME,
+) -> None:
+    """Compute, smooth, check and publish a version's vectors as of one moment. Exit code 3: refused.
+
+    Example: `headwater refresh v1 --as-of 2017-12-24`
+    """
+    from jobs import refresh as job
+
+    _published(job.run(_open(home), version, _moment(as_of), progress=_progress()).publications)
+
+
+@app.command()
+def backfill(
+    start: Annotated[str | None, typer.Option(help="First moment (UTC); the upstream cut-off by default.")] = None,
+    end: Annotated[str | None, typer.Option(help="End (UTC); the end of the log by default.")] = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Publish counts and vectors of all versions for every scheduled moment of a period.
+
+    Example: `headwater backfill --start 2017-07-16 --end 2017-10-01`
+    """
+    from jobs import backfill as job
+
+    moments = [None if text is None else _moment(text) for text in (start, end)]
+    _published(job.run(_open(home), moments[0], moments[1], progress=_progress()).publications)
+
+
+def _published(publications: Any) -> None:
+    new = [publication for publication in publications if not publication.reused]
+    for publication in new[-8:]:
+        snapshot = publication.snapshot
+        typer.echo(f"{snapshot.snapshot_id}: {snapshot.rows:,} rows, accepted in {publication.gate_seconds:.2f} s")
+    typer.echo(f"{len(new)} snapshots published, {len(publications) - len(new)} were there already.")
+
+
+@app.command()
+def apply(home: HomeOption = HOME) -> None:
+    """Register the ledger's views and the consumers' services with Feast.
+
+    Example: `headwater apply`
+    """
+    from jobs import apply as job
+
+    result = job.run(_open(home), progress=_progress())
+    typer.echo(f"views: {', '.join(result.views)}\nservices: {', '.join(result.services)}")
+
+
+@app.command()
+def materialize(
+    end: Annotated[str | None, typer.Option(help="Load what was available up to here (UTC); now by default.")] = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Load the latest published rows into the online store.
+
+    Example: `headwater materialize`
+    """
+    from jobs import materialize as job
+
+    moment = datetime.now(UTC) if end is None else _moment(end)
+    result = job.run(_open(home), moment, progress=_progress())
+    typer.echo(f"{len(result.views)} views are online up to {result.end:%Y-%m-%d %H:%M} UTC ({result.seconds:.1f} s).")
+
+
+@app.command("training-set")
+def training_set(
+    service: Annotated[str, typer.Argument(help="Consumer whose FeatureService is joined, e.g. ctr_ranker.")],
+    home: HomeOption = HOME,
+) -> None:
+    """Join a consumer's labels with its features as they were known at each label's time.
+
+    Example: `headwater training-set ctr_ranker`
+    """
+    from jobs import training_set as job
+
+    result = job.run(_open(home), service, progress=_progress())
+    manifest = result.manifest
+    typer.echo(f"{manifest['rows']:,} rows, {manifest['leaks']} leaks: {result.folder}")
+    _table([{"view": view, "hit rate": f"{rate:.4f}"} for view, rate in manifest["hit_rates"].items()])
+
+
+@app.command("train-downstream")
+def train_downstream(
+    consumer: Annotated[str, typer.Argument(help="Consumer to train, e.g. ctr_ranker, cvr_ranker, retrieval.")],
+    home: HomeOption = HOME,
+) -> None:
+    """Train a consumer with and without each embedding group, over several seeds.
+
+    Example: `headwater train-downstream ctr_ranker`
+    """
+    from jobs import retrieve
+    from jobs import train_downstream as job
+
+    ws = _open(home)
+    chosen = retrieve.run if ws.config.consumer(consumer).task == "retrieval" else job.run
+    result: Any = chosen(ws, consumer, progress=_progress())
+    typer.echo(f"{consumer} {'was trained already' if result.reused else 'is trained'}: {result.folder}")
+
+
+@app.command()
+def evaluate(home: HomeOption = HOME) -> None:
+    """Compute the lift table on the test period and write the summary and the report.
+
+    Example: `headwater evaluate`
+    """
+    from jobs import evaluate as job
+    from jobs import report
+
+    ws = _open(home)
+    result = job.run(ws, progress=_progress())
+    print_lift(result.summary)
+    typer.echo(f"\nReport:  {report.run(ws.home.root).path}\nNumbers: {result.path}")
+
+
+@app.command()
+def status(home: HomeOption = HOME) -> None:
+    """Show data, spaces, versions, snapshots with their freshness, and consumers.
+
+    Example: `headwater status`
+    """
+    from jobs import status as job
+
+    for title, rows in job.run(_open(home), datetime.now(UTC)).tables.items():
+        if rows:
+            _table(rows, f"\n{title}")
+        else:
+            typer.echo(f"\n{title}: none yet")

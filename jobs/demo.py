@@ -1,0 +1,73 @@
+"""The demo: the whole way of the data on the Complete Journey."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from feature_repo.lake import Home
+from jobs import chain, ingest
+from jobs import config as settings
+from jobs.complete_journey import DATASET_NAME, write_source
+from jobs.config import Config
+from jobs.workspace import Progress, Workspace, silent
+
+# A household's taste shows in what it buys; clicks here are derived from purchases and would count them twice.
+HISTORY_ACTIONS = ("purchase",)
+
+
+def ingest_journey(
+    root: Path, *, households: int | None = None, now: datetime | None = None, progress: Progress = silent
+) -> ingest.IngestResult:
+    """Make the impression log of the Complete Journey and ingest it; the same log again changes nothing.
+
+    Parameters
+    ----------
+    households
+        Take only so many households; None takes all 2,469.
+
+    Raises
+    ------
+    MissingExtraError
+        If the data package is not installed.
+    """
+    home = Home(root)
+    source = home.root / "source"
+
+    def told(what: str) -> None:
+        progress(what, 0, 1)
+
+    files = write_source(source, households=households, progress=told)
+    result = ingest.run(
+        ingest.IngestConfig(
+            home=home.root,
+            name=DATASET_NAME,
+            events=(str(files.events),),
+            users=(str(files.users),),
+            items=(str(files.items),),
+            now=now or datetime.now(UTC),
+        ),
+        progress=told,
+    )
+    shutil.rmtree(source)
+    progress("ingest", 1, 1)
+    return result
+
+
+def run(
+    root: Path, *, households: int | None = None, config: Config | None = None, progress: Progress = silent
+) -> chain.Result:
+    """Ingest the Complete Journey into `root` and run the whole chain on it.
+
+    Killed at any moment and run again, it goes on where it was and ends in the same state.
+    """
+    home = Home(root.resolve())
+    settings.save(config or Config(history_actions=HISTORY_ACTIONS), home)
+    if not (home.lake / "dataset.json").exists():
+        started = time.monotonic()
+        ingest_journey(home.root, households=households, progress=progress)
+        ws = Workspace.open(home.root)
+        chain.Stopwatch(ws).record("ingest", time.monotonic() - started)
+    return chain.run(Workspace.open(home.root), progress=progress)

@@ -1,0 +1,186 @@
+"""Evaluate: the lift table on the test period, and the summary that report and people read."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from feature_repo.contracts.errors import NotReadyError
+from feature_repo.lake import read_json, write_json
+from jobs.workspace import Progress, Workspace, silent
+
+
+@dataclass(frozen=True)
+class Result:
+    """The summary and where it lies."""
+
+    path: Path
+    summary: dict[str, Any]
+
+
+def run(ws: Workspace, *, skipped: list[dict[str, str]] | None = None, progress: Progress = silent) -> Result:
+    """Compute the lift table of every trained consumer and write ``reports/summary.json``.
+
+    Parameters
+    ----------
+    skipped
+        Tasks that could not run, as ``{"task": ..., "why": ...}``.
+
+    Raises
+    ------
+    NotReadyError
+        If no consumer was trained.
+    """
+    trained = [consumer for consumer in ws.ledger.consumers() if "artifact" in consumer["record"]]
+    if not trained:
+        raise NotReadyError("No consumer is trained yet. Run `headwater train-downstream NAME` first.")
+    lift: list[dict[str, Any]] = []
+    curves = _upstream_curves(ws)
+    retrieval: dict[str, Any] = {}
+    for step, consumer in enumerate(trained):
+        progress(f"evaluate {consumer['name']}", step, len(trained))
+        folder = ws.home.root / consumer["record"]["artifact"]
+        if consumer["task"] == "retrieval":
+            retrieval = read_json(folder / "scores.json")
+        else:
+            rows, points = _lift(ws, consumer["task"], folder)
+            lift += rows
+            curves += points
+    progress("evaluate", len(trained), len(trained))
+    timings = ws.home.reports / "timings.json"
+    summary = {
+        "dataset": _dataset(ws),
+        "splits": ws.splits.model_dump(mode="json"),
+        "versions": _versions(ws),
+        "gate": _gate(ws),
+        "training_sets": [_training_set(manifest) for manifest in ws.ledger.training_sets()],
+        "lift": lift,
+        "skipped": skipped or [],
+        "retrieval": retrieval.get("table", []),
+        "retrieval_setup": retrieval.get("setup"),
+        "learning_curves": curves,
+        "timings_s": read_json(timings) if timings.exists() else {},
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "platform": platform.platform()},
+    }
+    path = ws.home.reports / "summary.json"
+    write_json(summary, path)
+    return Result(path, summary)
+
+
+def _lift(ws: Workspace, task: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    from models.metrics import bootstrap_lift
+
+    test = np.load(folder / "test.npz")
+    logits, curves = {}, []
+    for variant in read_json(folder / "consumer.json")["variants"]:
+        place = folder / ("-".join(variant["views"]) or "none")
+        seeds = [place / f"seed-{seed}" for seed in range(ws.config.seeds)]
+        logits[variant["name"]] = np.stack([np.load(seed / "test.npz")["logit"] for seed in seeds])
+        curves.append({"name": f"{task} {variant['name']}", "points": read_json(seeds[0] / "curve.json")["points"]})
+    baseline = logits.pop("none")
+    table = bootstrap_lift(
+        test["label"], test["weight"], test["user"], baseline, logits, resamples=ws.config.bootstrap, seed=0
+    )
+    rows = []
+    for name, row in table.items():
+        rows.append(
+            {
+                "task": task,
+                "embeddings": "none" if name == "baseline" else name,
+                "auc": row.auc.value,
+                "log_loss": row.log_loss.value,
+                "normalized_entropy": row.normalized_entropy.value,
+                "calibration": row.calibration.value,
+                "relative_auc_lift": row.relative_auc_lift.value,
+                "ci95": list(row.relative_auc_lift.ci95),
+                "auc_ci95": list(row.auc.ci95),
+                "seed_auc_lifts": list(row.seed_auc_lifts),
+                "seeds": ws.config.seeds,
+                "rows": len(test["label"]),
+                "positives": int(test["label"].sum()),
+            }
+        )
+    return rows, curves
+
+
+def _upstream_curves(ws: Workspace) -> list[dict[str, Any]]:
+    curves = []
+    for version in ws.ledger.versions():
+        for path in sorted(ws.home.artifacts.glob(f"training-{version.version}-*/training.json")):
+            record = read_json(path)
+            if record["space_id"] == version.space_id:
+                points = [
+                    {
+                        "step": point["step"],
+                        "loss": point["total"],
+                        "click_loss": point["click"],
+                        "conversion_loss": point["conversion"],
+                        "contrastive_loss": point["contrastive"],
+                    }
+                    for point in record["curve"]
+                ]
+                curves.append({"name": f"upstream {version.version}", "points": points})
+    return curves
+
+
+def _dataset(ws: Workspace) -> dict[str, Any]:
+    record = ws.log.record
+    outcomes = ("impression", "click", "conversion")
+    return {
+        "name": record.name,
+        **{f"{kind}s": record.counts.get(kind, 0) for kind in outcomes},
+        "activity": sum(count for kind, count in record.counts.items() if kind not in outcomes),
+        "users": record.users,
+        "items": record.items,
+        "start": record.start,
+        "end": record.end,
+        "fingerprint": record.fingerprint,
+    }
+
+
+def _versions(ws: Workspace) -> list[dict[str, Any]]:
+    rows = []
+    for version in ws.ledger.versions():
+        space = ws.ledger.space(version.space_id)
+        snapshots = [s for s in ws.ledger.snapshots(accepted=True) if s.version == version.version]
+        rows.append(
+            {
+                "version": version.version,
+                "space_id": space.space_id,
+                "dim": space.dim,
+                "snapshots": len(snapshots),
+                "description": version.description,
+                "train_end": space.train_end.isoformat(),
+                "smoothing": version.smoothing,
+            }
+        )
+    return rows
+
+
+def _gate(ws: Workspace) -> dict[str, Any]:
+    snapshots = ws.ledger.snapshots()
+    return {
+        "accepted": sum(snapshot.accepted for snapshot in snapshots),
+        "refused": sum(not snapshot.accepted for snapshot in snapshots),
+        "snapshots": [
+            {
+                "snapshot_id": snapshot.snapshot_id,
+                "view": snapshot.view,
+                "as_of": snapshot.as_of.isoformat(),
+                "rows": snapshot.rows,
+                "accepted": snapshot.accepted,
+                "checks": snapshot.verdict.to_dict()["checks"],
+            }
+            for snapshot in snapshots
+        ],
+    }
+
+
+def _training_set(manifest: dict[str, Any]) -> dict[str, Any]:
+    kept = ("service", "rows", "leaks", "rows_per_s", "seconds", "hit_rates", "leak_report")
+    return {name: manifest[name] for name in kept}

@@ -1,0 +1,223 @@
+"""From a training set to a ranker's arrays: encodings learned on training rows, embeddings as they were joined.
+
+Legend: N rows, D embedding dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from feature_repo.contracts.naming import ENTITIES, attributes_view, embedding_view, stats_view
+from feature_repo.lake import read_json, write_json
+from jobs.features.encode import IdTable, Vocabulary, numeric_matrix
+from jobs.features.history import STATS
+from jobs.features.log import Columns, EventLog
+
+if TYPE_CHECKING:
+    from models.downstream.inputs import RankerData, RankerSpec
+
+MIN_ID_COUNT = 5
+ID_BUCKETS = 256
+CROSS_BUCKETS = 2**17
+CROSS_VOCABULARY = (10, 20_000)
+CROSSES = 3
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which columns of a training set a ranker reads, by kind, under their names in the training set."""
+
+    ids: tuple[str, ...]
+    cats: tuple[str, ...]
+    nums: tuple[str, ...]
+    crosses: tuple[tuple[str, str], ...]
+    versions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RankerEncoder:
+    """Encodings of one consumer, learned on its training rows."""
+
+    fields: Fields
+    ids: dict[str, IdTable]
+    vocabularies: dict[str, Vocabulary]
+
+    def spec(self, dims: dict[str, int]) -> RankerSpec:
+        """Return the ranker's inputs with every embedding; `dims` maps embedding views to D."""
+        from models.downstream.inputs import RankerSpec
+
+        cats = [(name, self.ids[name].rows, 16) for name in self.fields.ids]
+        cats += [
+            (name, self.vocabularies[name].size, 8 if self.vocabularies[name].size > 20 else 4)
+            for name in self.fields.cats
+        ]
+        return RankerSpec(
+            cats=tuple(cats),
+            nums=len(self.fields.nums) + len(_RATES),
+            crosses=tuple((f"{left} x {right}", CROSS_BUCKETS, 8) for left, right in self.fields.crosses),
+            embeddings=tuple((view, dim) for view, dim in dims.items()),
+            pairs=tuple(
+                (embedding_view("user", version), embedding_view("item", version)) for version in self.fields.versions
+            ),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the encodings as JSON."""
+        write_json(
+            {
+                "fields": self.fields.__dict__,
+                "ids": {name: table.__dict__ for name, table in self.ids.items()},
+                "vocabularies": {name: item.values for name, item in self.vocabularies.items()},
+            },
+            path,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> RankerEncoder:
+        """Read what :meth:`save` wrote."""
+        values = read_json(path)
+        fields = values["fields"]
+        return cls(
+            Fields(
+                tuple(fields["ids"]),
+                tuple(fields["cats"]),
+                tuple(fields["nums"]),
+                tuple((left, right) for left, right in fields["crosses"]),
+                tuple(fields["versions"]),
+            ),
+            {name: IdTable(**table) for name, table in values["ids"].items()},
+            {name: Vocabulary(items) for name, items in values["vocabularies"].items()},
+        )
+
+
+# Smoothed rates from the 28-day counts: (name, numerator, denominator, added to both).
+_RATES = tuple(
+    (f"{entity} {top}/{bottom}", f"{stats_view(entity)}__{top}_28d", f"{stats_view(entity)}__{bottom}_28d", prior)
+    for entity in ENTITIES
+    for top, bottom, prior in (("clicks", "impressions", 100.0), ("conversions", "clicks", 20.0))
+)
+
+
+def fields_of(log: EventLog, versions: tuple[str, ...], categories: dict[str, int]) -> Fields:
+    """Choose a ranker's fields: ids, attributes, counts, context, and the user crossed with item categories.
+
+    Parameters
+    ----------
+    categories
+        Distinct values per item attribute column in the training rows: the largest vocabularies that are
+        still shared by many items are crossed with the user.
+    """
+    attributes: dict[str, Columns] = {entity: log.attribute_columns(entity) for entity in ENTITIES}
+    context = log.context_columns
+
+    def named(kind: str) -> list[str]:
+        return [
+            f"{attributes_view(entity)}__{name}" for entity in ENTITIES for name in getattr(attributes[entity], kind)
+        ]
+
+    low, high = CROSS_VOCABULARY
+    crossable = sorted((name for name, size in categories.items() if low <= size <= high), key=lambda n: -categories[n])
+    return Fields(
+        ids=("user_id", "item_id"),
+        cats=(*named("categorical"), *context.categorical),
+        nums=(
+            *(f"{stats_view(entity)}__{name}" for entity in ENTITIES for name in STATS),
+            *named("numeric"),
+            *context.numeric,
+        ),
+        crosses=tuple(("user_id", name) for name in crossable[:CROSSES]),
+        versions=versions,
+    )
+
+
+class TrainingSet:
+    """A training set read back as a ranker's arrays.
+
+    Parameters
+    ----------
+    folder
+        Folder of the shards and the manifest.
+    label
+        ``click`` or ``conversion``.
+    """
+
+    def __init__(self, folder: Path, label: str) -> None:
+        self.manifest: dict[str, Any] = read_json(folder / "manifest.json")
+        self._files = [str(folder / name) for name in self.manifest["files"]]
+        self._label = label
+        vectors = [
+            f"{view}__embedding" for view in self.manifest["request"]["views"] if view.split("_")[1] == "embedding"
+        ]
+        self.views = [name.removesuffix("__embedding") for name in vectors]
+        names = pads.dataset(self._files).schema.names
+        self.frame = pl.read_parquet(self._files, columns=[name for name in names if name not in vectors])
+
+    def between(self, start: datetime, end: datetime | None) -> np.ndarray:
+        """Return which rows lie in [start, end), or from start on: bool [N]."""
+        times = self.frame["event_timestamp"]
+        chosen = times >= start if end is None else times.is_between(start, end, closed="left")
+        return chosen.to_numpy()
+
+    def known_by(self, moment: datetime) -> np.ndarray:
+        """Return the labels as they were known at a moment: float32 [N]; what arrived later reads as 0."""
+        arrived = pl.col(f"{self._label}_timestamp") < moment
+        return self.frame.select(arrived.fill_null(False).cast(pl.Float32)).to_series().to_numpy()
+
+    def vectors(self, view: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the joined vectors of a view: a table float32 [V, D] and for each row its position or -1."""
+        column = pads.dataset(self._files).to_table(columns=[f"{view}__embedding"]).column(0)
+        present = ~np.asarray(column.is_null())
+        parts = [chunk.flatten() for chunk in column.chunks]
+        values = pa.chunked_array(parts, pa.float32()).to_numpy()
+        index = np.where(present, np.cumsum(present) - 1, -1)
+        count = int(present.sum())
+        dim = len(values) // count if count else 0
+        return values.reshape(count, dim), index
+
+    def encoder(self, log: EventLog, versions: tuple[str, ...], rows: np.ndarray) -> RankerEncoder:
+        """Learn encodings on the given training rows (bool [N])."""
+        chosen = self.frame.filter(pl.Series(rows))
+        items = [
+            f"{attributes_view('item')}__{name}"
+            for name in log.attribute_columns("item").categorical
+            if f"{attributes_view('item')}__{name}" in chosen.columns
+        ]
+        fields = fields_of(log, versions, {name: chosen[name].n_unique() for name in items})
+        return RankerEncoder(
+            fields,
+            {name: IdTable.fit(chosen[name], min_count=MIN_ID_COUNT, buckets=ID_BUCKETS) for name in fields.ids},
+            {name: Vocabulary.fit(chosen[name], min_count=2) for name in fields.cats},
+        )
+
+    def data(self, encoder: RankerEncoder, vectors: dict[str, Any]) -> RankerData:
+        """Return all rows as a ranker's arrays; the label is what had happened by the end of the log."""
+        from models.downstream.inputs import RankerData, hash_cross
+
+        fields, frame = encoder.fields, self.frame
+        encoded = {name: encoder.ids[name].encode(frame[name]) for name in fields.ids}
+        encoded |= {name: encoder.vocabularies[name].encode(frame[name]) for name in fields.cats}
+        raw = numeric_matrix(frame, list(fields.nums))
+        rates = [
+            (frame[top].cast(pl.Float64) + prior * 0.02).to_numpy()
+            / (frame[bottom].cast(pl.Float64) + prior).to_numpy()
+            for _, top, bottom, prior in _RATES
+        ]
+        nums = np.concatenate([np.sign(raw) * np.log1p(np.abs(raw)), np.log(np.stack(rates, axis=1))], axis=1)
+        crosses = [hash_cross(encoded[left], encoded[right], CROSS_BUCKETS) for left, right in fields.crosses]
+        return RankerData(
+            cats=np.stack([encoded[name] for name in (*fields.ids, *fields.cats)], axis=1).astype(np.int32),
+            crosses=np.stack(crosses, axis=1) if crosses else np.zeros((frame.height, 0), np.int64),
+            nums=nums.astype(np.float32),
+            embeddings=vectors,
+            label=frame[self._label].cast(pl.Float32).to_numpy(),
+            weight=frame["weight"].to_numpy(),
+            user=frame["user_id"].rank("dense").cast(pl.Int64).to_numpy() - 1,
+        )

@@ -1,0 +1,155 @@
+"""Train one consumer: rankers with and without each embedding group, over several seeds; or retrieval."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from feature_repo.contracts.errors import NotReadyError
+from feature_repo.contracts.naming import embedding_view
+from feature_repo.lake import read_json, replacing, write_json
+from jobs.workspace import Progress, Workspace, silent
+
+LABELS = {"ctr": "click", "cvr": "conversion"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the lift table: its name and the embedding views the ranker reads."""
+
+    name: str
+    views: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """Folder name of its artifacts."""
+        return "-".join(self.views) or "none"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a consumer's rankers and their test predictions lie."""
+
+    consumer: str
+    folder: Path
+    variants: tuple[Variant, ...]
+    reused: bool = False
+
+
+def variants_of(versions: tuple[str, ...]) -> tuple[Variant, ...]:
+    """Return the rows of the lift table, like the paper's: none, user, user and item, then each further upstream."""
+    first, *others = versions
+    views = [embedding_view("user", first)]
+    found = [Variant("none", ()), Variant("user", tuple(views))]
+    views.append(embedding_view("item", first))
+    found.append(Variant("user+item", tuple(views)))
+    for version in others:
+        views += [embedding_view("user", version), embedding_view("item", version)]
+        found.append(Variant(f"user+item, {version} added", tuple(views)))
+    return tuple(found)
+
+
+def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
+    """Train the rankers of a consumer and predict the test period.
+
+    Every variant has the same fields, budget and seeds, and differs in its embeddings alone. Rankers train on
+    labels between the upstream cut-off and ``train_end``, as they had arrived by then; the epoch is chosen on
+    the validation period. A ranker that is there with the same inputs is kept, so a killed run goes on.
+
+    Raises
+    ------
+    NotReadyError
+        If the training set is missing, or one of the periods has one class only.
+    """
+    consumer = ws.config.consumer(name)
+    manifest_file = ws.home.training_sets / name / "manifest.json"
+    if not manifest_file.exists():
+        raise NotReadyError(f"'{name}' has no training set yet. Run `headwater training-set {name}` first.")
+    manifest = read_json(manifest_file)
+    from models.downstream.fit import FitConfig
+
+    config = FitConfig()
+    request = {"training_set": manifest["request"], "seeds": ws.config.seeds, "fit": asdict(config)}
+    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
+    folder = ws.home.artifacts / f"{name}-{key}"
+    variants = variants_of(consumer.versions)
+    done = folder / "consumer.json"
+    if not done.exists():
+        ws.use_threads()
+        _train_all(ws, name, LABELS[consumer.task], variants, config, folder, progress)
+        spaces = {version: ws.ledger.version(version).space_id for version in consumer.versions}
+        write_json({"request": request, "spaces": spaces, "variants": [asdict(item) for item in variants]}, done)
+        reused = False
+    else:
+        reused = True
+    record = {"views": manifest["request"]["views"], "artifact": str(folder.relative_to(ws.home.root))}
+    ws.ledger.put_consumer(name, consumer.task, list(consumer.versions), record)
+    return Result(name, folder, variants, reused)
+
+
+def _train_all(
+    ws: Workspace, name: str, label: str, variants: tuple[Variant, ...], config: Any, folder: Path, progress: Progress
+) -> None:
+    from jobs.features.ranking import TrainingSet
+    from models.downstream.artifact import save_ranker
+    from models.downstream.fit import fit_ranker, predict
+
+    progress(f"{name}: read the training set", 0, len(variants) * ws.config.seeds)
+    splits = ws.splits
+    source = TrainingSet(ws.home.training_sets / name, label)
+    train_rows = source.between(splits.upstream_end, splits.train_end)
+    encoder = source.encoder(ws.log, ws.config.consumer(name).versions, train_rows)
+    vectors = {view: source.vectors(view) for view in source.views}
+    dims = {view: table.shape[1] for view, (table, _) in vectors.items()}
+    data = source.data(encoder, vectors)
+    train = replace(data, label=source.known_by(splits.train_end)).take(train_rows)
+    valid = replace(data, label=source.known_by(splits.valid_end)).take(
+        source.between(splits.train_end, splits.valid_end)
+    )
+    test = data.take(source.between(splits.valid_end, None))
+    for period, rows in (("training", train), ("validation", valid), ("test", test)):
+        if len(rows) == 0 or rows.label.min() == rows.label.max():
+            raise NotReadyError(
+                f"The {period} period of '{name}' has {len(rows):,} rows of one class only. "
+                "Set other splits in config.yaml."
+            )
+    encoder.save(folder / "encoder.json")
+    _save_array(folder / "test.npz", label=test.label, weight=test.weight, user=test.user)
+    spec = encoder.spec(dims)
+    spaces = {view: ws.ledger.version(view.rsplit("_", 1)[1]).space_id for view in source.views}
+    for step, (variant, seed) in enumerate(_runs(variants, ws.config.seeds)):
+        place = folder / variant.folder / f"seed-{seed}"
+        if (place / "curve.json").exists():
+            continue
+        progress(f"{name}: {variant.name}, seed {seed}", step, len(variants) * ws.config.seeds)
+        fitted = fit_ranker(train, valid, spec.with_embeddings(variant.views), config, seed)
+        save_ranker(fitted.model, place, {view: spaces[view] for view in variant.views}, {"offset": fitted.offset})
+        _save_array(place / "test.npz", logit=predict(fitted.model, test) + fitted.offset)
+        curve = [
+            {
+                "epoch": item.epoch,
+                "train_loss": item.train_loss,
+                "valid_loss": item.valid_log_loss,
+                "valid_auc": item.valid_auc,
+            }
+            for item in fitted.history
+        ]
+        write_json({"seconds": fitted.seconds, "points": curve}, place / "curve.json")
+    progress(f"{name}: trained", len(variants) * ws.config.seeds, len(variants) * ws.config.seeds)
+
+
+def _runs(variants: tuple[Variant, ...], seeds: int) -> Iterator[tuple[Variant, int]]:
+    for variant in variants:
+        for seed in range(seeds):
+            yield variant, seed
+
+
+def _save_array(path: Path, **arrays: np.ndarray) -> None:
+    with replacing(path) as staged, open(staged, "wb") as handle:
+        np.savez(handle, **arrays)  # type: ignore[arg-type]
