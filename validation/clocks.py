@@ -7,38 +7,55 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from validation.tables import Summary
 
 
 class Clocks:
-    """Counts the rows whose clocks are missing or wrong."""
+    """Counts the rows whose clocks are missing or wrong.
 
-    def __init__(self, as_of: datetime, available_at: datetime, checked_at: datetime | None) -> None:
-        self._as_of, self._expected = microseconds(as_of), microseconds(available_at)
+    Parameters
+    ----------
+    as_of
+        No `created` may be earlier.
+    available_at
+        What every `event_timestamp` must be; None where each row has a moment of its own.
+    checked_at
+        When given, rows created more than a minute later are counted as coming from the future.
+    """
+
+    def __init__(self, as_of: datetime, available_at: datetime | None, checked_at: datetime | None) -> None:
+        self._as_of = microseconds(as_of)
+        self._expected = None if available_at is None else microseconds(available_at)
         # A minute of tolerance: the writer's and the gate's clocks may be on two machines.
         self._latest = None if checked_at is None else microseconds(checked_at + timedelta(minutes=1))
         self._event, self._created = _MomentRange(), _MomentRange()
-        self._wrong_event = self._early = self._late = self._nulls = 0
+        self._wrong_event = self._wrong_copy = self._early = self._late = self._nulls = 0
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Count the rows of one batch with columns ``event_timestamp`` and ``created``."""
+        """Count the rows of one batch with columns ``event_timestamp``, ``created``, perhaps ``available_us``."""
         for name, seen in (("event_timestamp", self._event), ("created", self._created)):
             column = batch.column(name)
             values = column.drop_null().cast(pa.int64()).to_numpy()
             self._nulls += column.null_count
             seen.add(values)
             if name == "event_timestamp":
-                self._wrong_event += int((values != self._expected).sum())
+                self._wrong_event += 0 if self._expected is None else int((values != self._expected).sum())
             else:
                 self._early += int((values < self._as_of).sum())
                 self._late += 0 if self._latest is None else int((values > self._latest).sum())
+
+        if "available_us" in batch.schema.names:
+            equal = pc.equal(batch.column("available_us"), batch.column("event_timestamp").cast(pa.int64()))
+            self._wrong_copy += len(batch) - int(pc.sum(equal).as_py() or 0)
 
     def totals(self) -> Summary:
         """Return the counts, and the first and last moment of both clocks for a person."""
         return {
             "null_clocks": self._nulls,
             "wrong_event_timestamps": self._wrong_event,
+            "wrong_available_us": self._wrong_copy,
             "created_before_as_of": self._early,
             "created_in_future": self._late,
             **self._event.totals("event_timestamp"),

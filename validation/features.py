@@ -33,8 +33,8 @@ def feature_statistics(path: Path, spec: FeatureSpec, workdir: Path, previous: P
     workdir.mkdir(parents=True, exist_ok=True)
     id_name = f"{spec.entity}_id"
     ids = read_column(path, id_name)
-    duplicate_N, distinct = duplicates(ids)
-    clocks = Clocks(spec.as_of, spec.available_at, spec.checked_at)
+    duplicate_N, distinct = duplicates(_keys(path, ids) if spec.own_times else ids)
+    clocks = Clocks(spec.as_of, None if spec.own_times else spec.available_at, spec.checked_at)
     counts: dict[str, int] = {}
     for batch in iter_batches(path, [*spec.columns, "event_timestamp", "created"]):
         clocks.add(batch)
@@ -46,8 +46,8 @@ def feature_statistics(path: Path, spec: FeatureSpec, workdir: Path, previous: P
         "snapshot": spec.snapshot_id,
         "rows": len(ids),
         "null_ids": ids.null_count,
-        "duplicate_ids": int(duplicate_N.sum()),
-        "distinct_ids": distinct,
+        "duplicate_keys": int(duplicate_N.sum()),
+        "distinct_keys": distinct,
         **counts,
         **clocks.totals(),
     }
@@ -55,6 +55,12 @@ def feature_statistics(path: Path, spec: FeatureSpec, workdir: Path, previous: P
         summary |= compare_ids(ids, read_previous(previous, id_name))[0]
         summary |= seconds_after(previous, spec.available_at)
     return write_summary(workdir / f"{spec.snapshot_id}.summary.parquet", summary), summary
+
+
+def _keys(path: Path, ids: pa.Array) -> pa.Array:
+    """Return one key per row from its id and its moment; null where the id is null."""
+    moments = read_column(path, "event_timestamp").cast(pa.int64()).cast(pa.string())
+    return pc.binary_join_element_wise(moments, ids.cast(pa.string()), "|")
 
 
 def _column_counts(values: pa.Array) -> dict[str, int]:
@@ -71,7 +77,7 @@ def feature_rules(spec: FeatureSpec, bounds: Bounds, summary: Summary) -> list[R
     """Return every rule for a feature snapshot."""
     rules = [
         Rule("id_not_null", "summary", "null_ids", 0, 0, why="rows without an entity"),
-        Rule("id_unique", "summary", "duplicate_ids", 0, 0, why="an entity has two rows"),
+        Rule("id_unique", "summary", "duplicate_keys", 0, 0, why="an entity has two rows of one moment"),
         *whole_rules(spec.min_rows, spec.max_rows),
     ]
     for name, kind in spec.columns.items():

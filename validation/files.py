@@ -20,6 +20,7 @@ def snapshot_schema(entity: str, id_type: str) -> dict[str, pa.DataType | None]:
         f"{entity}_id": ID_TYPES[id_type],
         "embedding": pa.list_(pa.float32()),
         "norm": pa.float32(),
+        "available_us": pa.int64(),
         "event_timestamp": CLOCK,
         "created": CLOCK,
     }

@@ -61,7 +61,8 @@ class Gate:
 
         def measure() -> Measured:
             found = snapshot_statistics(path, spec, workdir=workdir, previous=previous)
-            rules = snapshot_rules(spec, self.bounds) + drift_rules(self.bounds, found.summary, history)
+            rules = snapshot_rules(spec, self.bounds, int(found.summary["rows"]))
+            rules += drift_rules(self.bounds, found.summary, history)
             return {"rows": found.rows_path, "summary": found.summary_path}, [*rules, *self.extra]
 
         return self._judge(path, snapshot_schema(spec.entity, spec.id_type), measure)

@@ -79,8 +79,14 @@ class Rule:
         return " and ".join(parts)
 
 
-def snapshot_rules(spec: SnapshotSpec, bounds: Bounds) -> list[Rule]:
-    """Return every rule for an embedding snapshot by itself."""
+def snapshot_rules(spec: SnapshotSpec, bounds: Bounds, rows: int) -> list[Rule]:
+    """Return every rule for an embedding snapshot by itself.
+
+    Parameters
+    ----------
+    rows
+        Rows of the file; a handful of vectors has no spread that could collapse.
+    """
     rules = [*_row_rules(spec.dim, bounds), *whole_rules(spec.min_rows, spec.max_rows)]
     rules.append(
         warn(
@@ -92,7 +98,7 @@ def snapshot_rules(spec: SnapshotSpec, bounds: Bounds) -> list[Rule]:
     )
     if spec.known_ids is not None:
         rules.append(must("id_known", "unknown_ids", (0, 0), "ids that no table of entities has"))
-    if spec.min_rows >= MIN_SAMPLE and spec.dim > 1:
+    if rows >= MIN_SAMPLE and spec.dim > 1:
         rules += _collapse_rules(spec.dim, bounds)
     return rules
 
@@ -108,6 +114,7 @@ def whole_rules(min_rows: int, max_rows: int | None) -> list[Rule]:
             (0, 0),
             "rows of another refresh: event_timestamp differs from available_at",
         ),
+        must("available_us", "wrong_available_us", (0, 0), "the copy of event_timestamp that consumers read differs"),
         must("created_after_as_of", "created_before_as_of", (0, 0), "written before the moment it describes"),
         must("created_not_future", "created_in_future", (0, 0), "the writer's clock is ahead"),
     ]

@@ -65,6 +65,9 @@ class FeatureSpec:
         Feature columns and their types; `<entity>_id`, `event_timestamp` and `created` come on top.
     nullable, may_be_negative
         Columns in which nulls, or numbers below zero, are normal. Numbers must be finite everywhere.
+    own_times
+        Whether each row has a moment of its own (attributes that change): `event_timestamp` is then free,
+        and an entity may have several rows of different moments.
     """
 
     snapshot_id: str
@@ -78,6 +81,7 @@ class FeatureSpec:
     checked_at: datetime | None = None
     nullable: frozenset[str] = frozenset()
     may_be_negative: frozenset[str] = frozenset()
+    own_times: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigError where the claim itself makes no sense."""
@@ -119,6 +123,7 @@ class TrainingSetSpec:
 
     def __post_init__(self) -> None:
         """Raise ConfigError where the claim itself makes no sense."""
+        _check_name(self.name)
         if self.labels_in < 1 or not self.label_rates:
             raise ConfigError(f"{self.name}: a training set needs at least one row and one label column.")
 
@@ -166,7 +171,13 @@ class Bounds:
     history_spreads: float = 8.0
 
 
+def _check_name(name: str) -> None:
+    if not name or "/" in name or "\\" in name:
+        raise ConfigError(f"'{name}' names the gate's tables and cannot be a file name; leave out slashes.")
+
+
 def _check_moments(name: str, as_of: datetime, available_at: datetime, checked_at: datetime | None) -> None:
+    _check_name(name)
     for label, moment in (("as_of", as_of), ("available_at", available_at), ("checked_at", checked_at)):
         if moment is not None and moment.tzinfo is None:
             raise ConfigError(f"{name}: {label} {moment} has no time zone; pass UTC.")

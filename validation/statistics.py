@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from feature_repo.contracts.errors import LakeError
 from validation.clocks import Clocks
 from validation.comparison import compare_snapshots, norm_ratio, seconds_after
+from validation.files import snapshot_schema
 from validation.measures import Spread, spread_of
 from validation.row_table import RowTable
 from validation.specs import SnapshotSpec
@@ -48,8 +49,7 @@ def snapshot_statistics(
     Parameters
     ----------
     path
-        Parquet file with ``<entity>_id``, ``embedding`` list<float32>, ``norm``, ``event_timestamp`` and
-        ``created``.
+        Parquet file with the columns of :func:`validation.files.snapshot_schema`.
     workdir
         The tables are written there as ``<snapshot_id>.rows.parquet`` and ``<snapshot_id>.summary.parquet``.
     previous
@@ -71,7 +71,7 @@ def snapshot_statistics(
     clocks = Clocks(spec.as_of, spec.available_at, spec.checked_at)
     with row_table:
         start = 0
-        for batch in iter_batches(path, [id_name, "embedding", "norm", "event_timestamp", "created"]):
+        for batch in iter_batches(path, list(snapshot_schema(spec.entity, spec.id_type))):
             row_table.add(batch, id_name, duplicate_N[start : start + len(batch)])
             clocks.add(batch)
             start += len(batch)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ from validation.rules import Rule, Table
 RESULT_FORMAT = {"result_format": "BASIC", "partial_unexpected_count": 5}
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence third-party warnings: where warnings are errors, they would refuse good snapshots."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 class UntrustedResult(Exception):
     """Great Expectations answered in a way that proves nothing; the gate turns it into a refusal."""
 
@@ -28,19 +38,20 @@ class SuiteRunner:
     """One ephemeral Great Expectations context, reused for every check of this process. Not thread-safe."""
 
     def __init__(self) -> None:
-        import great_expectations as gx
-        from great_expectations.data_context.types.base import (
-            DataContextConfig,
-            InMemoryStoreBackendDefaults,
-            ProgressBarsConfig,
-        )
+        with quiet():
+            import great_expectations as gx
+            from great_expectations.data_context.types.base import (
+                DataContextConfig,
+                InMemoryStoreBackendDefaults,
+                ProgressBarsConfig,
+            )
 
-        config = DataContextConfig(
-            store_backend_defaults=InMemoryStoreBackendDefaults(),
-            progress_bars=ProgressBarsConfig(globally=False),
-        )
-        # The mode is named because stray cloud variables would otherwise choose another one.
-        self._context = gx.get_context(mode="ephemeral", project_config=config)
+            config = DataContextConfig(
+                store_backend_defaults=InMemoryStoreBackendDefaults(),
+                progress_bars=ProgressBarsConfig(globally=False),
+            )
+            # The mode is named because stray cloud variables would otherwise choose another one.
+            self._context = gx.get_context(mode="ephemeral", project_config=config)
         self._numbers = itertools.count()
 
     def run(self, tables: Mapping[Table, Path], rules: Sequence[Rule]) -> tuple[list[Check], list[str]]:
@@ -77,7 +88,8 @@ class SuiteRunner:
     def _results(self, table: Table, path: Path, rows: int, rules: Sequence[Rule]) -> list[tuple[Rule, Any]]:
         if rows == 0:
             raise UntrustedResult(f"the table '{table}' is empty, so nothing was checked")
-        results = list(self.validate(table, path, rules).results)
+        with quiet():
+            results = list(self.validate(table, path, rules).results)
         if len(results) != len(rules):
             raise UntrustedResult(f"{len(rules)} expectations on '{table}' gave {len(results)} results")
         by_name = {result.expectation_config.meta.get("check"): result for result in results}
@@ -95,7 +107,9 @@ class SuiteRunner:
         import great_expectations as gx
 
         name = f"gate-{next(self._numbers)}"
-        source = self._context.data_sources.add_pandas_filesystem(name, base_directory=path.parent)
+        # Absolute, because an ephemeral context has no folder that a relative path could start from.
+        folder = path.parent.resolve()
+        source = self._context.data_sources.add_pandas_filesystem(name, base_directory=folder)
         try:
             asset = source.add_parquet_asset(table)
             batch = asset.add_batch_definition_path(table, path=path.name).get_batch()
@@ -141,8 +155,8 @@ def to_check(rule: Rule, result: Any, rows: int) -> Check:
 
 
 def _aggregate_check(rule: Rule, success: bool, value: Any) -> Check:
-    if isinstance(value, str):
-        return Check(rule.name, rule.severity, success, value, rule.bound(), rule.why)
+    if rule.kind == "custom" and not isinstance(value, int | float):
+        return Check(rule.name, rule.severity, success, str(value), rule.bound(), rule.why)
     try:
         number = float(value)
     except (TypeError, ValueError):

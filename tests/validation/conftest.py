@@ -36,11 +36,13 @@ def snapshot_table(
     rows, dim = unit.shape
     offsets = pa.array(np.arange(0, (rows + 1) * dim, dim, dtype=np.int32))
     clock = pa.timestamp("us", "UTC")
+    available_us = int((at + LAG).timestamp()) * 1_000_000
     return pa.table(
         {
             f"{entity}_id": pa.array(np.arange(rows) if ids is None else ids),
             "embedding": pa.ListArray.from_arrays(offsets, pa.array(unit.ravel())),
             "norm": norm.astype(np.float32),
+            "available_us": pa.array([available_us] * rows, pa.int64()),
             "event_timestamp": pa.array([at + LAG] * rows, clock),
             "created": pa.array([at + LAG] * rows, clock),
         }

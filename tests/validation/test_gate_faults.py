@@ -173,6 +173,8 @@ TABLE_FAULTS: dict[str, tuple[Change, str]] = {
         "event_timestamp",
     ),
     "future event clock": (with_values("event_timestamp", shifted(timedelta(days=365))), "event_timestamp"),
+    "copied clock differs": (with_values("available_us", lambda us: [us[0] + 1, *us[1:]]), "available_us"),
+    "copied clock missing": (with_values("available_us", lambda us: [None, *us[1:]]), "available_us"),
     "null clock": (with_values("event_timestamp", lambda m: [None, *m[1:]]), "clocks_present"),
     "created before as_of": (with_values("created", shifted(-timedelta(days=1))), "created_after_as_of"),
     "created in the future": (with_values("created", shifted(timedelta(days=2))), "created_not_future"),

@@ -109,6 +109,33 @@ def test_a_feature_that_may_be_negative_is_let_through(kit: Any, gate: Any) -> N
     assert gate.check_features(path, spec, workdir=kit.folder).accepted is True
 
 
+def test_attributes_that_change_have_moments_of_their_own(kit: Any, gate: Any) -> None:
+    columns = features(kit)
+    replaced("user_id", 3, 4)(columns)
+    replaced("event_timestamp", 3, kit.as_of - kit.week)(columns)
+    path = kit.write(pa.table(columns), "attributes")
+    assert gate.check_features(path, feature_spec(kit, own_times=True), workdir=kit.folder).accepted is True
+    strict = gate.check_features(path, feature_spec(kit), workdir=kit.folder)
+    assert {failure.name for failure in strict.failures()} == {"id_unique", "event_timestamp"}
+
+    replaced("event_timestamp", 3, kit.as_of + kit.lag)(columns)
+    path = kit.write(pa.table(columns), "twice")
+    verdict = gate.check_features(path, feature_spec(kit, own_times=True), workdir=kit.folder)
+    assert [failure.name for failure in verdict.failures()] == ["id_unique"]
+
+
+def test_the_copied_clock_of_features_must_agree(kit: Any, gate: Any) -> None:
+    columns = features(kit)
+    columns["available_us"] = columns["event_timestamp"].cast(pa.int64())
+    spec = feature_spec(kit, columns=COUNTS | {"available_us": pa.int64()})
+    path = kit.write(pa.table(columns), "features")
+    assert gate.check_features(path, spec, workdir=kit.folder).accepted is True
+    replaced("available_us", 3, 7)(columns)
+    path = kit.write(pa.table(columns), "features")
+    verdict = gate.check_features(path, spec, workdir=kit.folder)
+    assert [failure.name for failure in verdict.failures()] == ["available_us"]
+
+
 def test_a_misspelt_column_in_the_claim_is_refused_when_made(kit: Any) -> None:
     with pytest.raises(ConfigError, match="clicks_8d"):
         feature_spec(kit, nullable=frozenset({"clicks_8d"}))

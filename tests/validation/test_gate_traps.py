@@ -249,3 +249,11 @@ def test_claims_that_make_no_sense_are_refused_when_made(kit: Any) -> None:
         kit.spec(available_at=kit.as_of - kit.week)
     with pytest.raises(ConfigError, match="at least 1"):
         kit.spec(min_rows=0)
+    with pytest.raises(ConfigError, match="slashes"):
+        kit.spec(name="user/2017")
+
+
+def test_a_relative_scratch_folder_works(kit: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = kit.write(kit.table(kit.vectors()), "good")
+    monkeypatch.chdir(kit.folder)
+    assert gate.check(Path(path.name), kit.spec(), workdir=Path("scratch")).accepted is True
