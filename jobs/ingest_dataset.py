@@ -219,7 +219,9 @@ def in_canonical_order(frame: pl.DataFrame, keys: tuple[str, ...]) -> pl.DataFra
     # Comparing long strings is what costs, so only rows that share the first key are ordered by the others.
     places = tied.arg_true()
     ordered = frame.filter(tied).select(pl.arg_sort_by([first, *by], nulls_last=True)).to_series()
-    return frame[pl.int_range(len(frame), dtype=places.dtype, eager=True).scatter(places, places.gather(ordered))]
+    return frame[
+        pl.int_range(len(frame), dtype=pl.get_index_type(), eager=True).scatter(places, places.gather(ordered))
+    ]
 
 
 def fingerprint(tables: dict[str, pl.DataFrame]) -> str:

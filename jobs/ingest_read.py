@@ -61,29 +61,39 @@ def read_files(inputs: Sequence[str], what: str) -> tuple[list[RawFile], list[Pr
 
 
 def _resolve(inputs: Sequence[str], what: str) -> tuple[list[Path], list[Problem]]:
+    """Return the files that `inputs` name, and a problem for each input that names none."""
+    check_path = f"Check the path of the {what}."
     paths: list[Path] = []
     problems = []
     for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            found = sorted(child for child in path.rglob("*") if _suffix(child) and not _hidden(child, path))
-            nothing = "is a folder without .parquet or .csv files"
-        elif path.exists() or path.is_symlink() or not glob.has_magic(given):
-            found, nothing = [path], ""
-        else:
-            found = sorted(Path(match) for match in glob.glob(given, recursive=True))
-            nothing = "matches no file"
+        try:
+            found, nothing = _matches(given)
+            absent = [file for file in found if not file.exists()]
+        except OSError as error:
+            problems.append(Problem(given, None, f"can't be reached: {error.strerror}", 0, check_path))
+            continue
         if not found:
-            problems.append(Problem(given, None, nothing, 0, f"Check the path of the {what}."))
+            problems.append(Problem(given, None, nothing, 0, check_path))
         for file in found:
-            if not file.exists():
-                problems.append(Problem(str(file), None, "does not exist", 0, f"Check the path of the {what}."))
+            if file in absent:
+                problems.append(Problem(str(file), None, "does not exist", 0, check_path))
             elif not _suffix(file):
                 remedy = f"Give Parquet or CSV, named by suffix: {', '.join(_SUFFIXES)}."
                 problems.append(Problem(str(file), None, "is of an unknown kind", 0, remedy))
             else:
                 paths.append(file)
     return list(dict.fromkeys(paths)), problems
+
+
+def _matches(given: str) -> tuple[list[Path], str]:
+    """Return the files of one path, folder or glob in order, and what to say if there are none."""
+    path = Path(given)
+    if path.is_dir():
+        inside = (child for child in path.rglob("*") if _suffix(child) and not _hidden(child, path))
+        return sorted(inside), "is a folder without .parquet or .csv files"
+    if path.exists() or path.is_symlink() or not glob.has_magic(given):
+        return [path], ""
+    return sorted(Path(match) for match in glob.glob(given, recursive=True)), "matches no file"
 
 
 def _hidden(path: Path, root: Path) -> bool:
@@ -98,7 +108,11 @@ def _read_parquet(path: Path) -> pl.DataFrame:
     # Arrow raises on a damaged file where Polars' own reader may panic. A single file, not a dataset: folder
     # names such as month=2017-01 must not turn into columns.
     with pq.ParquetFile(path) as file:
-        frame = pl.from_arrow(file.read())
+        table = file.read()
+    for place, field in enumerate(table.schema):
+        if pa.types.is_decimal256(field.type):  # Polars panics on them; some warehouses export nothing else
+            table = table.set_column(place, field.name, table.column(place).cast(pa.float64()))
+    frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import hashlib
 import json
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -216,6 +218,14 @@ def test_text_and_empty_columns_are_left_out_with_a_note(tmp_path: Path, inputs:
     assert any("'nothing' is left out" in note for note in result.dataset.notes)
 
 
+def test_wide_decimals_are_numbers(tmp_path: Path, inputs: Path) -> None:
+    items = sample_items().to_arrow()
+    prices = pa.array([decimal.Decimal(n) / 4 for n in range(30)], pa.decimal256(50, 2))
+    pq.write_table(items.append_column("price", prices), tmp_path / "i.parquet")
+    ingest(tmp_path / "home", inputs, items=tmp_path / "i.parquet")
+    assert pl.read_parquet(tmp_path / "home" / "lake" / "items.parquet")["price"].to_list()[:3] == [0.0, 0.25, 0.5]
+
+
 Change = Callable[[pl.DataFrame], pl.DataFrame]
 
 
@@ -411,13 +421,14 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "latin.csv": (lambda p: with_content(p, b"a,b\n\xff\xfe,2\n"), "can't be read as CSV", "Write the file again"),
     "absent.parquet": (lambda p: p, "does not exist", "Check the path"),
     "dangling.parquet": (link, "does not exist", "Check the path"),
+    "x" * 300 + ".parquet": (lambda p: p, "can't be reached: File name too long", "Check the path"),
     "many-*.parquet": (lambda p: p, "matches no file", "Check the path"),
     "events.xlsx": (lambda p: with_content(p, b"x"), "unknown kind", ".parquet, .csv"),
     "folder": (folder_of_nothing, "folder without", "Check the path"),
 }
 
 
-@pytest.mark.parametrize("name", BAD_FILES)
+@pytest.mark.parametrize("name", BAD_FILES, ids=lambda name: name[:20])
 def test_bad_files_are_refused(full_home: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     make, reason, remedy = BAD_FILES[name]
     path = make(tmp_path / name)
