@@ -105,6 +105,7 @@ def replacing(final: Path) -> Iterator[Path]:
     staged = final.parent / f".{final.name}.{os.getpid()}.part"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
         yield staged
         with open(staged, "rb") as handle:
             os.fsync(handle.fileno())
@@ -116,6 +117,17 @@ def replacing(final: Path) -> Iterator[Path]:
         ) from error
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _sweep(final: Path) -> None:
+    """Remove what killed processes left of earlier tries at the same file."""
+    for left in final.parent.glob(f".{final.name}.*.part"):
+        try:
+            os.kill(int(left.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (ValueError, PermissionError):
+            continue
 
 
 def _sync_folder(folder: Path) -> None:
