@@ -73,6 +73,7 @@ def _quiet() -> None:
     import warnings
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="(feast|ibis|pydantic)")
     logging.getLogger("feast").setLevel(logging.ERROR)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,6 +40,8 @@ def run(ws: Workspace, end: datetime, *, progress: Progress = silent) -> Result:
         raise NotReadyError("Feast knows no view yet. Run `headwater apply` first.")
     for step, view in enumerate(views):
         progress(f"materialize {view}", step, len(views))
-        store.materialize_incremental(end_date=end, feature_views=[view])
+        # Feast prints its own progress for a terminal; ours goes through `progress`.
+        with contextlib.redirect_stdout(io.StringIO()):
+            store.materialize_incremental(end_date=end, feature_views=[view])
     progress("materialize", len(views), len(views))
     return Result(tuple(views), end, time.monotonic() - started)

@@ -17,12 +17,16 @@ import pytest
 from feature_repo.contracts.naming import embedding_view
 from feature_repo.ledger import Ledger
 from jobs import demo
-from jobs.config import Config
+from jobs.config import Config, Upstream
 from jobs.workspace import Workspace
 
 TINY = Config(
     preset="debug",
-    epochs=1,
+    epochs=3,
+    upstreams=(
+        Upstream(version="v1", contrastive_weight=1.0),
+        Upstream(version="v2", click_weight=0.0, contrastive_weight=1.0),
+    ),
     history_actions=demo.HISTORY_ACTIONS,
     refresh_days=14,
     ttl_days=30,
