@@ -17,7 +17,7 @@ ModuleName = Literal["masknet", "transformer", "mlp"]
 
 
 class DHENLayer(nn.Module):
-    """norm(shortcut + first module + second module)."""
+    """Shortcut plus two modules, both reading the normalized tokens."""
 
     def __init__(self, config: DHEN.Config, fields: int, dim: int) -> None:
         super().__init__()
@@ -27,7 +27,8 @@ class DHENLayer(nn.Module):
     def forward(self, tokens_BFD: Tensor) -> Tensor:
         """Return [B, F, D]."""
         first, second = self.ensemble
-        return self.norm(tokens_BFD + first(tokens_BFD) + second(tokens_BFD))
+        normed = self.norm(tokens_BFD)
+        return tokens_BFD + first(normed) + second(normed)
 
 
 class DHEN(nn.Module):
@@ -53,12 +54,13 @@ class DHEN(nn.Module):
     def __init__(self, config: Config, fields: int, dim: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DHENLayer(config, fields, dim) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(dim)
 
     def forward(self, tokens_BFD: Tensor) -> Tensor:
         """Return [B, F, D]."""
         for layer in self.layers:
             tokens_BFD = layer(tokens_BFD)
-        return tokens_BFD
+        return self.norm(tokens_BFD)
 
 
 def _build(name: ModuleName, config: DHEN.Config, fields: int, dim: int) -> nn.Module:

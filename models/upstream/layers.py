@@ -17,8 +17,8 @@ from feature_repo.contracts.errors import ConfigError
 class MaskNet(nn.Module):
     """Parallel instance-guided mask blocks (Wang et al. 2021, arXiv 2102.07619).
 
-    Each block multiplies the normalized tokens by a mask computed from the example itself, which is how
-    a feed-forward network gets multiplicative feature crosses.
+    Each block multiplies the tokens (normalized by the layer around it) by a mask made from the example
+    itself, which is how a feed-forward network gets multiplicative feature crosses.
     """
 
     @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class MaskNet(nn.Module):
     def __init__(self, config: Config, fields: int, dim: int) -> None:
         super().__init__()
         width = fields * dim
-        self.norm = nn.LayerNorm(dim)
         self.guide = nn.Linear(width, config.blocks * config.guide)
         self.masks = nn.ModuleList(nn.Linear(config.guide, width) for _ in range(config.blocks))
         self.hiddens = nn.ModuleList(nn.Linear(width, config.hidden, bias=False) for _ in range(config.blocks))
@@ -39,10 +38,10 @@ class MaskNet(nn.Module):
 
     def forward(self, tokens_BFD: Tensor) -> Tensor:
         """Return [B, F, D]."""
-        normed = self.norm(tokens_BFD).flatten(1)
-        guides = functional.relu(self.guide(tokens_BFD.flatten(1))).chunk(len(self.masks), dim=-1)
+        flat = tokens_BFD.flatten(1)
+        guides = functional.relu(self.guide(flat)).chunk(len(self.masks), dim=-1)
         blocks = [
-            functional.relu(self.hidden_norm(hidden(normed * mask(guide))))
+            functional.relu(self.hidden_norm(hidden(flat * mask(guide))))
             for guide, mask, hidden in zip(guides, self.masks, self.hiddens, strict=True)
         ]
         return self.out(torch.cat(blocks, dim=-1)).view_as(tokens_BFD)
@@ -90,11 +89,10 @@ class MLP(nn.Module):
 
     def __init__(self, config: Config, fields: int, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
         self.expand = nn.Linear(fields * dim, config.hidden)
         self.shrink = nn.Linear(config.hidden, fields * dim)
 
     def forward(self, tokens_BFD: Tensor) -> Tensor:
         """Return [B, F, D]."""
-        hidden_BH = functional.relu(self.expand(self.norm(tokens_BFD).flatten(1)))
+        hidden_BH = functional.relu(self.expand(tokens_BFD.flatten(1)))
         return self.shrink(hidden_BH).view_as(tokens_BFD)

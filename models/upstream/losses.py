@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from feature_repo.contracts.errors import ConfigError
@@ -160,11 +161,12 @@ def contrastive_loss(
     """
     if len(pair_user_N) == 0:
         return 0.0 * (user_UE.sum() + item_IE.sum())
-    # All pairs of a user share one set of negatives, so their softmax is taken once per user, not per pair.
-    logit_UI = user_UE @ item_IE.T / temperature - item_log_q_I
+    scaled_UE = user_UE / temperature
+    positive_N = (scaled_UE[pair_user_N] * item_IE[pair_item_N]).sum(-1) - item_log_q_I[pair_item_N]
     hit_UI = _hits(pair_user_N, pair_item_N, user_key_U, item_key_I)
-    negative_U = torch.logsumexp(logit_UI.masked_fill(hit_UI, _HIDDEN), dim=1)
-    loss_N = functional.softplus(negative_U[pair_user_N] - logit_UI[pair_user_N, pair_item_N])
+    # All pairs of a user share one set of negatives: their sum is taken once per user, not per pair.
+    negative_U = _NegativeSum.apply(scaled_UE, item_IE, item_log_q_I, hit_UI)
+    loss_N = functional.softplus(negative_U[pair_user_N] - positive_N)
     if weight_N is None:
         return loss_N.mean()
     return (loss_N * weight_N).sum() / weight_N.sum().clamp_min(1e-12)
@@ -172,11 +174,45 @@ def contrastive_loss(
 
 def _hits(pair_user_N: Tensor, pair_item_N: Tensor, user_key_U: Tensor, item_key_I: Tensor) -> Tensor:
     """Return [U, I], True where the item's key is a positive of the user's key."""
-    _, user_U = torch.unique(user_key_U, return_inverse=True)
-    _, item_I = torch.unique(item_key_I, return_inverse=True)
-    hit = torch.zeros(len(user_U), len(item_I), dtype=torch.bool, device=user_key_U.device)
+    user_U, user_distinct = _by_key(user_key_U)
+    item_I, item_distinct = _by_key(item_key_I)
+    hit = torch.zeros(len(user_U), len(item_I), dtype=torch.bool, device=user_U.device)
     hit[user_U[pair_user_N], item_I[pair_item_N]] = True
-    return hit[user_U][:, item_I]
+    # A gather over [U, I] costs as much as the softmax: skipped where, as usual, every key occurs once.
+    hit = hit if user_distinct else hit[user_U]
+    return hit if item_distinct else hit[:, item_I]
+
+
+def _by_key(key_N: Tensor) -> tuple[Tensor, bool]:
+    """Return an index per entry that equal keys share, and whether all keys are distinct."""
+    distinct, index_N = torch.unique(key_N, return_inverse=True)
+    if len(distinct) == len(key_N):
+        return torch.arange(len(key_N), device=key_N.device), True
+    return index_N, False
+
+
+class _NegativeSum(torch.autograd.Function):
+    """log sum over unhidden items of exp(user . item - log_q), [U].
+
+    Written out because [U, I] is by far the largest tensor of a training step: one buffer is filled,
+    turned into probabilities in place and used for both gradients, where autograd would keep several.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, user_UE: Tensor, item_IE: Tensor, log_q_I: Tensor, hidden_UI: Tensor) -> Tensor:
+        logit_UI = torch.addmm(-log_q_I, user_UE, item_IE.T).masked_fill_(hidden_UI, _HIDDEN)
+        highest_U1 = logit_UI.amax(1, keepdim=True)
+        weight_UI = logit_UI.sub_(highest_U1).exp_()
+        sum_U1 = weight_UI.sum(1, keepdim=True)
+        ctx.save_for_backward(user_UE, item_IE, weight_UI, sum_U1)
+        return (highest_U1 + sum_U1.log()).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_U: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        user_UE, item_IE, weight_UI, sum_U1 = ctx.saved_tensors
+        share_U1 = gradient_U[:, None] / sum_U1
+        return share_U1 * (weight_UI @ item_IE), weight_UI.T @ (share_U1 * user_UE), None, None
 
 
 def masked_bce(logit_B: Tensor, target_B: Tensor, known_B: Tensor) -> Tensor:

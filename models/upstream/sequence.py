@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from models.upstream.inputs import InputSpec, UserBatch
 from models.upstream.layers import Transformer
-from models.upstream.tokens import ItemTables, embedding
+from models.upstream.tokens import ItemTables, bag, embedding
 
 
 class SequenceTokens(nn.Module):
@@ -73,6 +73,6 @@ class SequenceTokens(nn.Module):
             tables.append(self.attribute_in(attributes.table.weight))
             columns.append(users.seq_cats + (attributes.offsets + start))
         index = torch.cat(columns, dim=-1).view(users_ * length, fields + 2)
-        events = functional.embedding_bag(index, torch.cat(tables), mode="sum")
+        events = bag(index, torch.cat(tables))
         rows = self.row_in(items.rows(users.seq_item))
         return events.view(users_, length, -1) + rows

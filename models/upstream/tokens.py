@@ -6,9 +6,11 @@ Legend: B rows of any entity, C categorical and N numeric features, K interest v
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -42,8 +44,7 @@ class CategoryTable(nn.Module):
             return weights_BCK.new_zeros(rows, fields, self.dim)
         index = (values_BCK + self.offsets[:, None]).view(rows * fields, values)
         weights = weights_BCK.reshape(rows * fields, values)
-        sums = functional.embedding_bag(index, self.table.weight, mode="sum", per_sample_weights=weights)
-        return sums.view(rows, fields, self.dim)
+        return bag(index, self.table.weight, weights).view(rows, fields, self.dim)
 
 
 class ItemTables(nn.Module):
@@ -90,6 +91,31 @@ class RowDropout(nn.Module):
             return rows_BD
         keep_B1 = torch.rand(rows_BD.shape[0], 1, device=rows_BD.device) >= self.rate
         return rows_BD * keep_B1
+
+
+def bag(index_NK: Tensor, table_VD: Tensor, weight_NK: Tensor | None = None) -> Tensor:
+    """Return the (weighted) sums of K rows of a table, [N, D]; no gradient reaches the weights."""
+    return _Bag.apply(index_NK, table_VD, weight_NK)
+
+
+class _Bag(torch.autograd.Function):
+    """torch's embedding_bag with a backward pass that takes a quarter of the time on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, index_NK: Tensor, table_VD: Tensor, weight_NK: Tensor | None) -> Tensor:
+        ctx.rows = len(table_VD)
+        ctx.save_for_backward(index_NK, weight_NK)
+        return functional.embedding_bag(index_NK, table_VD, mode="sum", per_sample_weights=weight_NK)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_ND: Tensor) -> tuple[None, Tensor, None]:
+        index_NK, weight_NK = ctx.saved_tensors
+        gradient_VD = gradient_ND.new_zeros(ctx.rows, gradient_ND.shape[1])
+        for k in range(index_NK.shape[1]):
+            added = gradient_ND if weight_NK is None else gradient_ND * weight_NK[:, k, None]
+            gradient_VD.index_add_(0, index_NK[:, k], added)
+        return None, gradient_VD, None
 
 
 def embedding(rows: int, dim: int, padding_idx: int | None = None) -> nn.Embedding:
