@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.contracts.types import Entity
@@ -45,9 +45,10 @@ def moment_stem(moment: datetime) -> str:
     Raises
     ------
     ConfigError
-        If `moment` is naive.
+        If `moment` is naive or has fractions of a second, which would not sort.
     """
     if moment.tzinfo is None:
         raise ConfigError(f"{moment} has no time zone: pass a UTC time such as 2017-08-07T00:00:00Z.")
-    fraction = f"{moment.microsecond:06d}" if moment.microsecond else ""
-    return moment.strftime("%Y%m%dT%H%M%S") + fraction + "Z"
+    if moment.microsecond:
+        raise ConfigError(f"{moment} has fractions of a second: snapshots are taken at whole seconds.")
+    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
