@@ -18,14 +18,13 @@ import pyarrow.compute as pc
 from feature_repo.contracts.errors import LakeError
 from validation.drift import compare_vectors
 from validation.measures import FloatArray, list_block, null_mask
+from validation.specs import SnapshotSpec
 from validation.tables import Summary, iter_batches, read_column
 
 SAMPLE = 4_096
 
 
-def compare_snapshots(
-    path: Path, ids: pa.Array, previous: Path, id_name: str, dim: int, sample: int = SAMPLE
-) -> Summary:
+def compare_snapshots(path: Path, ids: pa.Array, previous: Path, spec: SnapshotSpec, sample: int = SAMPLE) -> Summary:
     """Compare two snapshots of one version.
 
     Parameters
@@ -39,21 +38,22 @@ def compare_snapshots(
     -------
     dict
         Row ratio, coverage, new and vanished entities, and the vector statistics of
-        :func:`validation.drift.compare_vectors`. Those are NaN when fewer than two can be compared.
+        :func:`validation.drift.compare_vectors`; those are NaN where too few can be compared.
 
     Raises
     ------
     LakeError
         If the previous snapshot cannot be read.
     """
-    result, here, there = compare_ids(ids, read_previous(previous, id_name))
+    result, here, there = compare_ids(ids, read_previous(previous, f"{spec.entity}_id"))
     if len(here) > sample:
         chosen = np.linspace(0, len(here) - 1, sample).astype(np.int64)
         here, there = here[chosen], there[chosen]
-    now_SD = gather_vectors(path, here, dim)
+    now_SD = gather_vectors(path, here, spec.dim)
     with _blaming(previous):
-        before_SD = gather_vectors(previous, there, dim)
-    return result | compare_vectors(now_SD, before_SD)
+        before_SD = gather_vectors(previous, there, spec.dim)
+    result["unchanged_share"] = float((now_SD == before_SD).all(axis=1).mean()) if len(here) else np.nan
+    return result | compare_vectors(now_SD, before_SD, spec.smoothing)
 
 
 def norm_ratio(mean_raw_norm: float, previous: Path) -> Summary:

@@ -30,12 +30,18 @@ STATISTICS = (
     "neighbour_overlap",
     "psi_max",
     "rank_ratio",
-    "unchanged_share",
 )
 
 
-def compare_vectors(now_SD: FloatArray, before_SD: FloatArray) -> Summary:
+def compare_vectors(now_SD: FloatArray, before_SD: FloatArray, smoothing: float | None = None) -> Summary:
     """Compare the vectors of the same entities at two moments.
+
+    Parameters
+    ----------
+    smoothing
+        Share of the old vector in the new one. Above one half, what is said of entities and of the space
+        is said of the vectors before smoothing, and ``smoothing_violations`` counts the vectors that
+        smoothing cannot have made. Neighbours, PSI and rank are those of the vectors that readers get.
 
     Returns
     -------
@@ -49,30 +55,56 @@ def compare_vectors(now_SD: FloatArray, before_SD: FloatArray) -> Summary:
         (Schönemann 1966). ``dimension_correlation_min``: over dimensions; a flipped sign gives -1.
         ``neighbour_overlap``: shared part of the ten nearest neighbours. ``psi_max``: population stability
         index of the dimension that moved most. ``rank_ratio``: effective rank now over before.
-        ``unchanged_share``: vectors equal bit for bit.
     """
     usable_S = _usable(now_SD) & _usable(before_SD)
-    raw_now, raw_before = now_SD[usable_S], before_SD[usable_S]
-    if len(raw_now) < MIN_SAMPLE:
-        return {"comparable": len(raw_now), **dict.fromkeys(STATISTICS, float("nan"))}
-    now, before = _unit(raw_now), _unit(raw_before)
-    cosine_S = np.einsum("sd,sd->s", now, before)
-    own_S, identity = _identity(now, before)
-    distance, gain = _procrustes(now, before)
+    now, before = _unit(now_SD[usable_S]), _unit(before_SD[usable_S])
+    if len(now) < MIN_SAMPLE:
+        return {"comparable": len(now), **dict.fromkeys(STATISTICS, float("nan"))}
+    fresh, found = now, {"comparable": len(now)}
+    if smoothing is not None and smoothing > 0.5:
+        fresh, found["smoothing_violations"] = unsmooth(now, before, smoothing)
+    cosine_S = np.einsum("sd,sd->s", fresh, before)
+    own_S, identity = _identity(fresh, before)
+    distance, gain = _procrustes(fresh, before)
     return {
-        "comparable": len(now),
+        **found,
         "cosine_mean": float(cosine_S.mean()),
         "cosine_p01": float(np.quantile(cosine_S, 0.01)),
         "turned_share": float((own_S < 0).mean()),
         "identity": identity,
         "space_distance": distance,
         "space_gain": gain,
-        "dimension_correlation_min": _lowest_correlation(now, before),
+        "dimension_correlation_min": _lowest_correlation(fresh, before),
         "neighbour_overlap": _neighbour_overlap(now, before),
         "psi_max": _psi_max(now, before),
         "rank_ratio": _effective_rank(now) / max(_effective_rank(before), 1e-9),
-        "unchanged_share": float((raw_now == raw_before).all(axis=1).mean()),
     }
+
+
+def unsmooth(now_SD: FloatArray, before_SD: FloatArray, keep: float) -> tuple[FloatArray, int]:
+    """Take smoothing off again: return what the model really said, and how many vectors it cannot have said.
+
+    A stored vector is s = unit(k o + (1 - k) n) of the previous one o and the fresh one n, all of unit length.
+    Smoothing hides a bad refresh, as s stays near o whatever n is; but n can be had back, since
+    (1 - k) n = L s - k o has length 1 - k. Of the two n that solve it, the one nearer to o is taken, which is
+    the true one unless n had turned by well over a right angle (cosine below -(1 - k) / k). Where the angle
+    between s and o is wider than any n could have turned it, the vector is no smoothed one, and s itself is
+    returned.
+
+    Parameters
+    ----------
+    now_SD, before_SD
+        Vectors of unit length.
+    keep
+        Share k of the old vector, above one half (below, any angle is possible).
+    """
+    cosine_S = np.einsum("sd,sd->s", now_SD, before_SD)
+    lowest = np.sqrt(1 - ((1 - keep) / keep) ** 2)
+    # A hundredth of slack: vectors may have been rounded to bytes. Wrong ones are far beyond it.
+    wrong_S = cosine_S < lowest - 0.01
+    root_S = np.sqrt(np.maximum((keep * cosine_S) ** 2 - (2 * keep - 1), 0))
+    fresh_SD = ((keep * cosine_S + root_S)[:, None] * now_SD - keep * before_SD) / np.float32(1 - keep)
+    return np.where(wrong_S[:, None], now_SD, _unit(fresh_SD)), int(wrong_S.sum())
 
 
 def _usable(vectors_SD: FloatArray) -> npt.NDArray[np.bool_]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from feature_repo.contracts.types import Verdict
 from validation.drift import MIN_SAMPLE
-from validation.history import history_bound
+from validation.history import HistoryBound, history_bound, is_steady, observed
 from validation.rules import Rule, must, previous_rules, warn
 from validation.specs import Bounds
 from validation.tables import Summary
@@ -24,22 +24,36 @@ def drift_rules(bounds: Bounds, summary: Summary, history: Sequence[Verdict] = (
         return []
     enough = min(MIN_SAMPLE, int(summary["previous_rows"]) // 2)
     rules = [
-        *previous_rules(bounds),
+        *previous_rules(bounds, _coverage_floor(bounds, history)),
         must("comparable", "comparable", (enough, None), "too few entities have a vector in both"),
     ]
-    if int(summary["comparable"]) < MIN_SAMPLE:
+    if "smoothing_violations" in summary:
+        why = "vectors that are no mixture of their previous one and any other: changed after smoothing"
+        rules.append(must("smoothing", "smoothing_violations", (0, 0), why))
+    comparable = int(summary["comparable"])
+    if comparable < MIN_SAMPLE:
         # The statistics of a handful of pairs are noise; `comparable` and `coverage` still block.
         return rules
-    return [*rules, *_entity_rules(bounds, int(summary["comparable"]), history), *_space_rules(bounds, history)]
+    return [*rules, *_entity_rules(bounds, comparable, history), *_space_rules(bounds, history)]
+
+
+def _coverage_floor(bounds: Bounds, history: Sequence[Verdict]) -> HistoryBound:
+    past = observed(history, "coverage")
+    if len(past) and past.min() == 1.0:
+        # Nobody has left yet: the past says nothing about how many leave once the first ones do.
+        return HistoryBound(bounds.coverage, "")
+    return history_bound(history, "coverage", bounds.coverage, 0.25, bounds)
 
 
 def _entity_rules(bounds: Bounds, comparable: int, history: Sequence[Verdict]) -> list[Rule]:
+    steady = is_steady(history, bounds)
+
     def floor(name: str, declared: float, slack: float, why: str) -> Rule:
-        found = history_bound(history, name, declared, slack, bounds)
+        found = history_bound(history, name, declared, slack if steady else 2 * slack, bounds)
         return must(name, name, (found.value, None), why, found.note)
 
     # A handful of entities may always turn; in a small snapshot they are a larger share.
-    few = max(0.003, 5 / comparable)
+    few = max(0.003, 5 / comparable) if steady else 0.1
     turned = history_bound(history, "turned_share", bounds.turned_share, few, bounds, "ceiling")
     return [
         floor("cosine_mean", bounds.cosine_mean, 0.15, "entities moved far since the previous snapshot"),

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.contracts.types import Severity
 from validation.drift import MIN_SAMPLE
+from validation.history import HistoryBound
 from validation.specs import Bounds, SnapshotSpec
 
 Table = Literal["rows", "summary"]
@@ -120,12 +121,19 @@ def whole_rules(min_rows: int, max_rows: int | None) -> list[Rule]:
     ]
 
 
-def previous_rules(bounds: Bounds) -> list[Rule]:
+def previous_rules(bounds: Bounds, coverage: HistoryBound | None = None) -> list[Rule]:
     """Return the rules that hold for every snapshot with a previous one: rows, coverage, order."""
+    floor = coverage or HistoryBound(bounds.coverage, "")
     return [
         must("row_ratio", "row_ratio", bounds.row_ratio, "row count jumped against the previous snapshot"),
         warn("row_ratio_usual", "row_ratio", bounds.usual_row_ratio, "row count moved more than usual"),
-        must("coverage", "coverage", (bounds.coverage, None), "entities of the previous snapshot are missing"),
+        must(
+            "coverage",
+            "coverage",
+            (floor.value, None),
+            "entities of the previous snapshot are missing",
+            floor.note,
+        ),
         warn("coverage_usual", "coverage", (bounds.usual_coverage, None), "more entities left than usual"),
         must(
             "after_previous",

@@ -35,6 +35,9 @@ class SnapshotSpec:
         When given, rows created more than a minute later are refused as coming from the future.
     known_ids
         When given, ids outside it are refused.
+    smoothing
+        Share of the previous vector that was mixed in before normalizing again; None where nothing was.
+        Above one half the gate takes the smoothing off before it compares, since it hides bad vectors.
     """
 
     snapshot_id: str
@@ -47,12 +50,15 @@ class SnapshotSpec:
     max_rows: int | None = None
     checked_at: datetime | None = None
     known_ids: pa.Array | None = None
+    smoothing: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError where the claim itself makes no sense."""
         _check_moments(self.snapshot_id, self.as_of, self.available_at, self.checked_at)
         if self.dim < 1 or self.min_rows < 1:
             raise ConfigError(f"{self.snapshot_id}: dim and min_rows must be at least 1.")
+        if self.smoothing is not None and not 0 <= self.smoothing < 1:
+            raise ConfigError(f"{self.snapshot_id}: smoothing {self.smoothing} is no share; use 0 to below 1, or None.")
 
 
 @dataclass(frozen=True)
@@ -141,18 +147,18 @@ class Bounds:
     usual_norm_tolerance: float = 1e-3
     mean_vector_norm: float = 0.995
     usual_mean_vector_norm: float = 0.9
-    usual_duplicate_share: float = 0.05
+    usual_duplicate_share: float = 0.2
     usual_rank_share: float = 0.1
-    row_ratio: tuple[float, float] = (0.7, 10.0)
+    row_ratio: tuple[float, float] = (0.55, 10.0)
     usual_row_ratio: tuple[float, float] = (0.9, 2.0)
-    coverage: float = 0.7
+    coverage: float = 0.55
     usual_coverage: float = 0.9
     cosine_mean: float = 0.2
     usual_cosine_mean: float = 0.6
     cosine_p01: float = -0.5
     usual_cosine_p01: float = 0.0
     turned_share: float = 0.15
-    usual_turned_share: float = 0.02
+    usual_turned_share: float = 0.05
     identity: float = 0.7
     usual_identity: float = 0.9
     space_gain: float = 0.5
@@ -169,6 +175,7 @@ class Bounds:
     max_seconds_after_previous: float | None = None
     min_history: int = 5
     history_spreads: float = 8.0
+    steady_cosine_p01: float = 0.9
 
 
 def _check_name(name: str) -> None:

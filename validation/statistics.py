@@ -94,7 +94,7 @@ def snapshot_statistics(
         "mean_vector_norm": spread.mean_vector_norm,
     }
     if previous is not None:
-        summary |= compare_snapshots(path, ids, previous, id_name, spec.dim)
+        summary |= compare_snapshots(path, ids, previous, spec)
         summary |= norm_ratio(float(summary["mean_raw_norm"]), previous)
         summary |= seconds_after(previous, spec.available_at)
     summary_path = write_summary(workdir / f"{spec.snapshot_id}.summary.parquet", summary)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from feature_repo.contracts.types import Check, Verdict
 
@@ -112,42 +114,50 @@ def test_a_handful_of_entities_is_not_judged_by_statistics(kit: Any, gate: Any) 
     assert "identity" not in {check.name for check in verdict.checks}
 
 
-def weekly(kit: Any, gate: Any, weeks: int, step: float) -> tuple[list[Verdict], np.ndarray, Any]:
-    """Run clean refreshes: every week entities join, all of them move a little, old vectors weigh 0.8."""
+def weekly(kit: Any, gate: Any, weeks: int, smoothing: float | None) -> tuple[list[Verdict], np.ndarray, Any]:
+    """Run clean refreshes: every week entities join and all of them move; return what lies there at the end."""
     rng = np.random.default_rng(17)
     true = kit.vectors(rows=kit.rows + 12 * weeks)
     stored = true / np.linalg.norm(true, axis=1, keepdims=True)
     history: list[Verdict] = []
-    previous = None
+    previous, known = None, 0
     for week in range(weeks):
-        true = true + step * rng.normal(size=true.shape)
-        unit = true / np.linalg.norm(true, axis=1, keepdims=True)
-        stored = 0.8 * stored + 0.2 * unit
+        true = true + 0.3 * rng.normal(size=true.shape)
+        fresh = true / np.linalg.norm(true, axis=1, keepdims=True)
+        stored[:known] = smoothed(stored[:known], fresh[:known], smoothing or 0)
+        known = kit.rows + 12 * week
         at = kit.as_of + week * kit.week
-        rows = kit.rows + 12 * week
-        path = kit.write(kit.table(stored[:rows], at=at), f"week-{week}")
-        verdict = gate.check(
-            path, kit.spec(f"week-{week}", at=at), workdir=kit.folder, previous=previous, history=history
-        )
+        path = kit.write(kit.table(stored[:known], at=at), f"week-{week}")
+        spec = kit.spec(f"week-{week}", at=at, smoothing=smoothing)
+        verdict = gate.check(path, spec, workdir=kit.folder, previous=previous, history=history)
         assert verdict.accepted is True, (week, verdict.error, verdict.failures())
         history.append(verdict)
         previous = path
-    return history, stored, previous
+    return history, stored[:known], previous
 
 
-def test_half_a_year_of_weekly_refreshes_raises_no_false_alarm(kit: Any, gate: Any) -> None:
-    weekly(kit, gate, weeks=26, step=0.3)
+def smoothed(old: np.ndarray, new: np.ndarray, keep: float) -> np.ndarray:
+    mixed = keep * old + (1 - keep) * new
+    return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("smoothing", [None, 0.8])
+def test_weekly_refreshes_raise_no_false_alarm(smoothing: float | None, kit: Any, gate: Any) -> None:
+    weekly(kit, gate, weeks=15, smoothing=smoothing)
+
+
+def some_swapped(vectors: np.ndarray, share: int) -> np.ndarray:
+    """Return the vectors with one in `share` rows holding another row's vector."""
+    order = np.arange(len(vectors))
+    part = np.random.default_rng(23).choice(len(vectors), len(vectors) // share, replace=False)
+    order[part] = np.roll(part, 1)
+    return vectors[order]
 
 
 def test_history_tightens_the_bounds_and_says_so(kit: Any, gate: Any) -> None:
-    history, stored, previous = weekly(kit, gate, weeks=7, step=0.3)
-    rng = np.random.default_rng(23)
-    rows = kit.rows + 12 * 6
-    swapped = np.arange(rows)
-    part = rng.choice(rows, rows // 20, replace=False)
-    swapped[part] = np.roll(part, 1)
+    history, stored, previous = weekly(kit, gate, weeks=7, smoothing=None)
     at = kit.as_of + 7 * kit.week
-    path = kit.write(kit.table(stored[swapped], at=at), "five-percent")
+    path = kit.write(kit.table(some_swapped(stored, 20), at=at), "five-percent")
     spec = kit.spec("five-percent", at=at)
 
     without = gate.check(path, spec, workdir=kit.folder, previous=previous)
@@ -157,6 +167,50 @@ def test_history_tightens_the_bounds_and_says_so(kit: Any, gate: Any) -> None:
     failed = {check.name: check for check in verdict.failures()}
     assert {"cosine_p01", "turned_share"} <= set(failed)
     assert "past" in failed["cosine_p01"].bound and "declared floor -0.5" in failed["cosine_p01"].bound
+
+
+def test_one_percent_of_rows_changed_after_smoothing_is_refused(kit: Any, gate: Any) -> None:
+    _, stored, previous = weekly(kit, gate, weeks=2, smoothing=0.8)
+    at = kit.as_of + 2 * kit.week
+    fresh = stored + 0.05 * np.random.default_rng(3).normal(size=stored.shape)
+    good = smoothed(stored, fresh / np.linalg.norm(fresh, axis=1, keepdims=True), 0.8)
+    spec = kit.spec("next", at=at, smoothing=0.8)
+
+    clean = gate.check(kit.write(kit.table(good, at=at), "good"), spec, workdir=kit.folder, previous=previous)
+    path = kit.write(kit.table(some_swapped(good, 100), at=at), "bad")
+    verdict = gate.check(path, spec, workdir=kit.folder, previous=previous)
+
+    assert clean.accepted is True
+    assert [failure.name for failure in verdict.failures()] == ["smoothing"]
+
+
+def test_ids_shuffled_before_smoothing_are_refused(kit: Any, gate: Any) -> None:
+    _, stored, previous = weekly(kit, gate, weeks=2, smoothing=0.8)
+    at = kit.as_of + 2 * kit.week
+    wrong = smoothed(stored, stored[np.random.default_rng(5).permutation(len(stored))], 0.8)
+    path = kit.write(kit.table(wrong, at=at), "hidden")
+
+    blind = gate.check(path, kit.spec("hidden", at=at), workdir=kit.folder, previous=previous)
+    verdict = gate.check(path, kit.spec("hidden", at=at, smoothing=0.8), workdir=kit.folder, previous=previous)
+
+    assert blind.accepted is True
+    assert "identity" in {failure.name for failure in verdict.failures()}
+
+
+def test_how_many_leave_is_unknown_until_the_first_have_left(kit: Any, gate: Any) -> None:
+    history, stored, previous = weekly(kit, gate, weeks=7, smoothing=None)
+    at = kit.as_of + 7 * kit.week
+    path = kit.write(kit.table(stored[: len(stored) * 7 // 10], at=at), "first-leavers")
+    spec = kit.spec("first-leavers", at=at)
+    assert gate.check(path, spec, workdir=kit.folder, previous=previous, history=history).accepted is True
+
+    def with_leavers(verdict: Verdict) -> Verdict:
+        checks = [replace(check, observed=0.98) if check.name == "coverage" else check for check in verdict.checks]
+        return replace(verdict, checks=tuple(checks))
+
+    known = [with_leavers(verdict) for verdict in history]
+    verdict = gate.check(path, spec, workdir=kit.folder, previous=previous, history=known)
+    assert [failure.name for failure in verdict.failures()] == ["coverage"]
 
 
 def test_refused_verdicts_are_no_history(kit: Any, gate: Any) -> None:

@@ -180,7 +180,7 @@ TABLE_FAULTS: dict[str, tuple[Change, str]] = {
     "created in the future": (with_values("created", shifted(timedelta(days=2))), "created_not_future"),
     "half the rows missing": (lambda table: table.slice(0, len(table) // 2), "coverage"),
     "below the least row count": (lambda table: table.slice(0, 299), "row_count"),
-    "a cohort missing": (lambda t: t.filter(pa.array(np.arange(len(t)) % 3 != 0)), "coverage"),
+    "two cohorts of five missing": (lambda t: t.filter(pa.array(np.arange(len(t)) % 5 > 1)), "row_count"),
     "other entities": (with_values("user_id", lambda ids: [i + 10_000 for i in ids]), "coverage"),
     "constant vectors": (with_vectors(lambda m: np.repeat(m[:1], len(m), axis=0)), "effective_rank"),
     "one direction": (with_vectors(one_direction), "effective_rank"),

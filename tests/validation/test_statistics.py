@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from validation import tables
-from validation.drift import compare_vectors
+from validation.drift import compare_vectors, unsmooth
 from validation.measures import RunningMoments, hash_rows, measure_vectors, spread_of
 from validation.statistics import snapshot_statistics
 
@@ -170,3 +170,27 @@ def test_a_narrow_cone_does_not_hide_a_shuffle(kit: Any) -> None:
     found = compare_vectors(cone[rng.permutation(len(cone))], cone)
     assert found["cosine_mean"] > 0.9
     assert found["identity"] < 0.6
+
+
+@pytest.mark.parametrize("keep", [0.55, 0.8, 0.95])
+def test_smoothing_can_be_taken_off_again(keep: float, kit: Any) -> None:
+    old, fresh = (kit.vectors(seed=seed) for seed in (1, 2))
+    old, fresh = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (old, 0.5 * old + fresh))
+    mixed = keep * old + (1 - keep) * fresh
+    stored = (mixed / np.linalg.norm(mixed, axis=1, keepdims=True)).astype(np.float32)
+
+    found, wrong = unsmooth(stored, old.astype(np.float32), keep)
+
+    assert wrong == 0
+    # Further away another vector fits as well, and the gate gives the benefit of the doubt.
+    near = np.einsum("sd,sd->s", old, fresh) > -(1 - keep) / keep + 0.05
+    assert near.sum() > 100
+    np.testing.assert_allclose(found[near], fresh[near], atol=1e-3)
+
+
+def test_vectors_that_no_smoothing_can_make_are_counted(kit: Any) -> None:
+    old = kit.vectors().astype(np.float32)
+    old /= np.linalg.norm(old, axis=1, keepdims=True)
+    found, wrong = unsmooth(-old, old, 0.8)
+    assert wrong == len(old)
+    np.testing.assert_allclose(np.einsum("sd,sd->s", found, old) < 0, True)
