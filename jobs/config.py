@@ -83,6 +83,9 @@ class Config(_Settings):
     history_actions: tuple[str, ...] | None = Field(
         None, description="event types that make up a user's history; null: all but impressions"
     )
+    retrieval_actions: tuple[str, ...] | None = Field(
+        None, description="event types that retrieval has to foresee; null: conversions, or clicks without any"
+    )
     upstreams: tuple[Upstream, ...] = (
         Upstream(version="v1", description="DERM trained on clicks and conversions"),
         Upstream(version="v2", description="DERM trained on conversions", click_weight=0.0, conversion_weight=1.0),

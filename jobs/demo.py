@@ -15,7 +15,7 @@ from jobs.config import Config
 from jobs.workspace import Progress, Workspace, silent
 
 # A household's taste shows in what it buys; clicks here are derived from purchases and would count them twice.
-HISTORY_ACTIONS = ("purchase",)
+CONFIG = Config(history_actions=("purchase",), retrieval_actions=("purchase",))
 
 
 def ingest_journey(
@@ -64,7 +64,7 @@ def run(
     Killed at any moment and run again, it goes on where it was and ends in the same state.
     """
     home = Home(root.resolve())
-    settings.save(config or Config(history_actions=HISTORY_ACTIONS), home)
+    settings.save(config or CONFIG, home)
     if not (home.lake / "dataset.json").exists():
         started = time.monotonic()
         ingest_journey(home.root, households=households, progress=progress)

@@ -34,8 +34,9 @@ class Result:
 def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     """Build the item index of the snapshot at the start of the test period and score it.
 
-    Relevant items are those a user converted on (clicked, where the log has no conversions) within 28 days
-    from the moment the snapshot could be read. Every method ranks the same items for the same users.
+    Relevant items are those a user acted on (``retrieval_actions``; by default converted, or clicked where the
+    log has no conversions) within 28 days from the moment the snapshot could be read. Every method ranks the
+    same items for the same users.
 
     Raises
     ------
@@ -83,11 +84,10 @@ def _score(ws: Workspace, users: Snapshot, items: Snapshot, folder: Path) -> dic
     positions = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
     rows = pl.DataFrame({"user_id": user_ids}).with_row_index("user")
     start, cutoff = users.available_at, users.as_of
-    outcome = "conversion" if (ws.log.events["event_type"] == "conversion").any() else "click"
+    actions = ws.config.retrieval_actions or (("conversion",) if ws.log.record.counts.get("conversion") else ("click",))
+    acted = pl.col("event_type").cast(pl.String).is_in(list(actions))
     chosen = (
-        ws.log.events.filter(
-            (pl.col("event_type") == outcome) & pl.col("event_timestamp").is_between(start, start + HORIZON)
-        )
+        ws.log.events.filter(acted & pl.col("event_timestamp").is_between(start, start + HORIZON))
         .select("user_id", "item_id")
         .unique()
         .join(positions, on="item_id")
@@ -106,15 +106,9 @@ def _score(ws: Workspace, users: Snapshot, items: Snapshot, folder: Path) -> dic
         pl.col("event_timestamp").is_between(cutoff - ws.config.coverage, cutoff, closed="left")
         & (pl.col("event_type") != "impression")
     )
-    counts = {
-        what: _counts(past.filter(condition), positions)
-        for what, condition in (
-            (f"popularity ({outcome}s)", pl.col("event_type") == outcome),
-            ("popularity (all actions)", pl.lit(True)),
-        )
-    }
-    baselines = {what: popularity(count, len(asked), k) for what, count in counts.items() if count.sum() > 0}
-    pairs = past.select("user_id", "item_id").join(positions, on="item_id").join(rows, on="user_id")
+    counts = _counts(past.filter(acted), positions)
+    baselines = {f"popularity ({', '.join(actions)})": popularity(counts, len(asked), k)}
+    pairs = past.filter(acted).select("user_id", "item_id").join(positions, on="item_id").join(rows, on="user_id")
     baselines[f"ALS ({ALS_FACTORS} factors, implicit)"] = als(
         pairs["user"].to_numpy(),
         pairs["item"].to_numpy(),
@@ -143,7 +137,7 @@ def _score(ws: Workspace, users: Snapshot, items: Snapshot, folder: Path) -> dic
         "setup": {
             "as_of": users.as_of.isoformat(),
             "horizon_days": HORIZON.days,
-            "outcome": outcome,
+            "actions": list(actions),
             "users": len(asked),
             "items": len(item_ids),
             "relevant": chosen.height,

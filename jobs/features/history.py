@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 import numpy as np
 import polars as pl
@@ -23,6 +24,8 @@ STATS = tuple(f"{what}_{days}d" for days in WINDOWS_DAYS for what in COUNTED)
 INTEREST_HALF_LIFE = timedelta(days=30)
 
 
+# A refresh reads the same counts for the plain views and for every version.
+@lru_cache(maxsize=4)
 def stats(log: EventLog, entity: Entity, as_of: datetime, coverage: timedelta) -> pl.DataFrame:
     """Count each entity's events in the days before `as_of`.
 
@@ -35,7 +38,7 @@ def stats(log: EventLog, entity: Entity, as_of: datetime, coverage: timedelta) -
         within `coverage` before `as_of`, by code.
     """
     key = join_key(entity)
-    window = log.coded.filter(pl.col("event_timestamp").is_between(as_of - coverage, as_of, closed="left"))
+    window = log.window(as_of - coverage, as_of)
     kind = pl.col("event_type")
     masks = {
         "impressions": kind == "impression",
@@ -59,10 +62,7 @@ def stats(log: EventLog, entity: Entity, as_of: datetime, coverage: timedelta) -
 
 def exposed_items(log: EventLog, as_of: datetime, coverage: timedelta) -> pl.DataFrame:
     """Return item_id and item_code of items with an impression, click or conversion before `as_of`."""
-    window = log.coded.filter(
-        pl.col("event_timestamp").is_between(as_of - coverage, as_of, closed="left")
-        & pl.col("event_type").is_in(list(OUTCOMES))
-    )
+    window = log.window(as_of - coverage, as_of).filter(pl.col("event_type").is_in(list(OUTCOMES)))
     return window.select("item_id", "item_code").unique().sort("item_code")
 
 

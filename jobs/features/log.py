@@ -103,6 +103,12 @@ class EventLog:
             .sort("event_timestamp", "user_code", "item_code", "event_type", maintain_order=True)
         )
 
+    def window(self, start: datetime, end: datetime) -> pl.DataFrame:
+        """Return the coded events in [start, end) without reading the others."""
+        times = self.coded["event_timestamp"]
+        low, high = (int(times.search_sorted(moment, side="left")) for moment in (start, end))  # type: ignore[arg-type]
+        return self.coded.slice(low, high - low)
+
     @property
     def start(self) -> datetime:
         """Time of the first event."""

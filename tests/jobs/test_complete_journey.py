@@ -42,6 +42,20 @@ def candidates() -> pl.DataFrame:
     promotions = pl.read_parquet(folder / "promotions.parquet").filter(
         pl.col("mailer_location").is_in(["D", "F", "H", "L"]) & (pl.col("display_location") != "0")
     )
+    of_type: dict[tuple[int, int, str], list[tuple[int, int]]] = {}
+    for product, store, week in promotions.select("product_id", "store_id", "week").iter_rows():
+        if types[product] is not None:
+            draw = slow_splitmix((slow_splitmix((slow_splitmix(store) + week) % WORD) + product) % WORD)
+            of_type.setdefault((store, week, types[product]), []).append((draw, product))
+    drawn = {(store, week, product) for (store, week, _), found in of_type.items() for _, product in sorted(found)[:5]}
+    promotions = promotions.filter(
+        pl.Series(
+            [
+                (store, week, product) in drawn
+                for store, week, product in promotions.select("store_id", "week", "product_id").iter_rows()
+            ]
+        )
+    )
     visits = lines.select("household_id", "basket_id", "store_id", "week", "transaction_timestamp").unique()
     bought = set(lines.select("basket_id", "product_id").iter_rows())
     bought_types = {(basket, types.get(product)) for basket, product in bought}
