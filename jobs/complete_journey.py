@@ -1,8 +1,9 @@
 """The demo's source data: an impression log made from the 84.51° Complete Journey (docs/data.md defends it).
 
 An impression is a product that was on an outside page of the weekly mailer *and* on a physical display, in the
-store and week of a household's visit; at most five products of a type stand for it in a store and week. A click is the purchase of any product of its type in that visit; a
-conversion is the purchase of the product itself. All purchase lines of the year are kept as activity.
+store and week of a household's visit; at most five products of a type stand for it in a store and week. A click is
+the purchase of any product of its type in that visit; a conversion is the purchase of the product itself. All
+purchase lines of the year are kept as activity.
 """
 
 from __future__ import annotations
