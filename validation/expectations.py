@@ -6,6 +6,7 @@ These fail there. Imports Great Expectations (seconds): import this module insid
 
 from __future__ import annotations
 
+import html
 import math
 from typing import Any
 
@@ -70,7 +71,7 @@ class ExpectColumnNumbersToBeInside(ColumnMapExpectation):
     def _prescriptive_renderer(
         cls, configuration: Any = None, result: Any = None, runtime_configuration: Any = None
     ) -> list:
-        return _sentence(configuration, "values must be finite and")
+        return sentence(configuration)
 
 
 class ColumnStatistic(ColumnAggregateMetricProvider):
@@ -105,20 +106,25 @@ class ExpectStatisticToBeInside(ColumnAggregateExpectation):
     def _prescriptive_renderer(
         cls, configuration: Any = None, result: Any = None, runtime_configuration: Any = None
     ) -> list:
-        return _sentence(configuration, "must be finite and")
+        return sentence(configuration)
 
 
-def _sentence(configuration: Any, verb: str) -> list:
-    kwargs, meta = configuration.kwargs, configuration.meta or {}
-    template = f"$check: $column {verb} {meta.get('bound', '')}"
+def sentence(configuration: Any) -> list:
+    """Return one check as Data Docs show it: name, severity, bound, and what a failure usually means."""
+    meta = configuration.meta or {}
+    severity = getattr(configuration.severity, "value", configuration.severity)
+    text = meta.get("bound", "")
     if meta.get("why"):
-        template += f" ({meta['why']})"
+        text += f". A failure means: {meta['why']}"
+    # Great Expectations puts the text into the page as it is, and takes a dollar sign for a parameter.
+    template = "$check $severity " + html.escape(text).replace("$", "&#36;")
+    badge = ["badge", "badge-danger" if severity == "critical" else "badge-warning"]
     content: dict[str, Any] = {
         "content_block_type": "string_template",
         "string_template": {
             "template": template,
-            "params": {"check": meta.get("check", ""), "column": kwargs.get("column", "")},
-            "styling": {"params": {"check": {"classes": ["badge", "badge-secondary"]}}},
+            "params": {"check": meta.get("check", ""), "severity": severity},
+            "styling": {"params": {"check": {"classes": ["badge", "badge-secondary"]}, "severity": {"classes": badge}}},
         },
     }
     return [RenderedStringTemplateContent(**content)]

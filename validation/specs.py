@@ -175,7 +175,7 @@ class Bounds:
     max_seconds_after_previous: float | None = None
     min_history: int = 5
     history_spreads: float = 8.0
-    steady_cosine_p01: float = 0.9
+    steady_cosine_p01: float = 0.85
 
 
 def _check_name(name: str) -> None:
