@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -32,14 +33,23 @@ def main() -> None:
     """Run the command line; errors meant for a person are printed as one message, with their exit code."""
     from feature_repo.contracts.errors import HeadwaterError
 
+    code: Any = 0
     try:
         app()
+    except SystemExit as ended:
+        code = ended.code
     except HeadwaterError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
-        raise SystemExit(error.exit_code) from None
+        code = error.exit_code
     except KeyboardInterrupt:
         typer.secho("stopped; run the same command again to go on from here", err=True)
-        raise SystemExit(130) from None
+        code = 130
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "duckdb" in sys.modules:
+        # DuckDB's bindings print a page of "leaked" objects when ibis still holds a connection at exit.
+        os._exit(code if isinstance(code, int) else int(bool(code)))
+    raise SystemExit(code)
 
 
 def _progress() -> Progress:

@@ -78,6 +78,7 @@ class Config(_Settings):
     refresh_days: int = Field(7, ge=1, description="days between two refreshes")
     availability_lag_minutes: int = Field(60, ge=0, description="as_of to the first moment of reading")
     coverage_days: int = Field(90, ge=1, description="entities without an event for this long get no row")
+    min_item_events: int = Field(5, ge=1, description="items with fewer events within coverage_days get no row")
     ttl_days: int = Field(30, ge=1, description="age past which a snapshot's row is not read any more")
     smoothing: float | None = Field(0.8, ge=0, lt=1, description="share of the previous vector; null: off")
     history_actions: tuple[str, ...] | None = Field(

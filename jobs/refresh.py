@@ -56,14 +56,18 @@ class Upstream:
         self.space = space
         self.model: DERM = DERM.load(folder)
         self.tables: Tables = Tables(
-            ws.log, Encoder.load(folder / "encoder.json"), ws.config.history_actions, ws.config.coverage
+            ws.log,
+            Encoder.load(folder / "encoder.json"),
+            ws.config.history_actions,
+            ws.config.coverage,
+            ws.config.min_item_events,
         )
         self._ids = {entity: ws.log.codes[entity][join_key(entity)] for entity in ENTITIES}
 
     def infer(self, entity: Entity, as_of: datetime) -> tuple[pl.Series, np.ndarray, np.ndarray]:
         """Return ids [N], unit vectors float32 [N, D] and their norms before scaling float32 [N].
 
-        Users without a history and items never exposed before `as_of` get no row.
+        Cold entities get no row: users without a history, items with fewer than `min_item_events` events.
         """
         import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent / "feature_repo"
 
 def open_store(home: Home) -> FeatureStore:
     """Return the FeatureStore that reads and writes `home`, as `feast -c feature_repo` does by default."""
+    import ibis
     from feast import FeatureStore
     from feast.repo_config import RepoConfig
 
+    # Feast's DuckDB store goes through ibis, which calls a deprecated name and draws a progress bar of its own.
+    warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
+    ibis.get_backend().raw_sql("SET enable_progress_bar = false")
     home.feast.mkdir(parents=True, exist_ok=True)
     values = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text(encoding="utf-8"))
     values["registry"] = str(home.feast / "registry.db")

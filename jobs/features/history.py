@@ -60,10 +60,10 @@ def stats(log: EventLog, entity: Entity, as_of: datetime, coverage: timedelta) -
     return window.group_by(key, f"{entity}_code").agg(sums).sort(f"{entity}_code")
 
 
-def exposed_items(log: EventLog, as_of: datetime, coverage: timedelta) -> pl.DataFrame:
-    """Return item_id and item_code of items with an impression, click or conversion before `as_of`."""
-    window = log.window(as_of - coverage, as_of).filter(pl.col("event_type").is_in(list(OUTCOMES)))
-    return window.select("item_id", "item_code").unique().sort("item_code")
+def known_items(log: EventLog, as_of: datetime, coverage: timedelta, min_events: int) -> pl.DataFrame:
+    """Return item_id and item_code of items with at least `min_events` events in the days before `as_of`."""
+    counted = log.window(as_of - coverage, as_of).group_by("item_id", "item_code").len()
+    return counted.filter(pl.col("len") >= min_events).select("item_id", "item_code").sort("item_code")
 
 
 @dataclass(frozen=True)

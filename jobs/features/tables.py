@@ -20,7 +20,7 @@ from jobs.features.encode import (
     attributes_as_of,
     numeric_matrix,
 )
-from jobs.features.history import STATS, Activity, UserHistory, exposed_items, stats
+from jobs.features.history import STATS, Activity, UserHistory, known_items, stats
 from jobs.features.log import EventLog
 
 MIN_ITEM_COUNT = 20
@@ -72,6 +72,7 @@ class Tables:
         self._log = log
         self._encoder = encoder
         self._coverage = coverage
+        self._min_item_events = min_item_events
         self.activity = Activity(log, actions)
         self._action_index = np.array(
             [0] + [1 + encoder.actions.index(name) if name in encoder.actions else 0 for name in self.activity.actions],
@@ -114,9 +115,9 @@ class Tables:
         )
 
     def items(self, as_of: datetime, codes: np.ndarray | None = None) -> ItemTable:
-        """Encode items; None encodes those exposed before `as_of`."""
+        """Encode items; None encodes those that are not cold."""
         if codes is None:
-            codes = exposed_items(self._log, as_of, self._coverage)["item_code"].to_numpy()
+            codes = known_items(self._log, as_of, self._coverage, self._min_item_events)["item_code"].to_numpy()
         frame = self._joined("item", as_of, codes)
         return ItemTable(
             codes,
@@ -134,8 +135,8 @@ def joined(log: EventLog, entity: str, as_of: datetime, codes: np.ndarray, cover
     """Return attributes and counts as of a moment for the given codes, in their order."""
     assert entity in ("user", "item")
     key = f"{entity}_code"
-    attributes = attributes_as_of(log, entity, as_of)  # type: ignore[arg-type]
-    counts = stats(log, entity, as_of, coverage).select(key, *STATS)  # type: ignore[arg-type]
+    attributes = attributes_as_of(log, entity, as_of)
+    counts = stats(log, entity, as_of, coverage).select(key, *STATS)
     return (
         pl.DataFrame({key: codes})
         .join(attributes, on=key, how="left", maintain_order="left")
@@ -172,7 +173,7 @@ def fit_encoder(
     vocabularies: dict[str, Vocabulary] = {}
     standardizers: dict[str, Standardizer] = {}
     for entity in ("user", "item"):
-        kinds = log.attribute_columns(entity)  # type: ignore[arg-type]
+        kinds = log.attribute_columns(entity)
         codes = np.unique(rows[f"{entity}_code"].to_numpy() if entity == "user" else seen_items)
         frame = joined(log, entity, last, codes, coverage)
         columns[f"{entity}_cats"] = list(kinds.categorical)

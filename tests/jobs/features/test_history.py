@@ -11,7 +11,7 @@ import pytest
 
 from feature_repo.lake import Home
 from jobs import ingest
-from jobs.features.history import INTEREST_HALF_LIFE, Activity, exposed_items, stats
+from jobs.features.history import INTEREST_HALF_LIFE, Activity, known_items, stats
 from jobs.features.labels import as_known_at, late_outcomes, opportunities
 from jobs.features.log import EventLog
 
@@ -110,14 +110,15 @@ def test_histories_hold_the_last_actions_strictly_before(log: EventLog, actions:
         assert history.interest_weight[position, 0, : len(best)] == pytest.approx(shares, rel=1e-4)
 
 
-def test_items_without_exposure_before_the_moment_are_cold(log: EventLog) -> None:
-    as_of = START + timedelta(days=2)
-    expected = {
-        row["item_id"]
-        for row in rows_of(log)
-        if row["event_type"] in ("impression", "click", "conversion") and row["event_timestamp"] < as_of
-    }
-    assert set(exposed_items(log, as_of, COVERAGE)["item_id"].to_list()) == expected
+def test_items_with_too_few_events_before_the_moment_are_cold(log: EventLog) -> None:
+    as_of = START + timedelta(days=3)
+    counts: dict[int, int] = {}
+    for row in rows_of(log):
+        if row["event_timestamp"] < as_of:
+            counts[row["item_id"]] = counts.get(row["item_id"], 0) + 1
+    expected = {item for item, count in counts.items() if count >= 7}
+    assert 0 < len(expected) < len(counts)
+    assert set(known_items(log, as_of, COVERAGE, 7)["item_id"].to_list()) == expected
 
 
 def test_outcomes_are_known_only_once_they_arrived(log: EventLog) -> None:
