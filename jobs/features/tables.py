@@ -66,9 +66,18 @@ class Tables:
         Event types of a user's history; None for all but impressions.
     coverage
         How far back activity reaches.
+    min_item_events
+        Items with fewer events within `coverage` are cold.
     """
 
-    def __init__(self, log: EventLog, encoder: Encoder, actions: tuple[str, ...] | None, coverage: timedelta) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        encoder: Encoder,
+        actions: tuple[str, ...] | None,
+        coverage: timedelta,
+        min_item_events: int = 1,
+    ) -> None:
         self._log = log
         self._encoder = encoder
         self._coverage = coverage
