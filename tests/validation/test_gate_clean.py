@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,19 @@ def test_every_check_has_a_value_and_a_bound(kit: Any, gate: Any) -> None:
     assert all(check.observed is not None and check.bound for check in verdict.checks)
     assert all(type(check.passed) is bool for check in verdict.checks)
     assert len({check.name for check in verdict.checks}) == len(verdict.checks)
+
+
+def test_every_check_is_documented(kit: Any, gate: Any) -> None:
+    path = kit.write(kit.table(kit.vectors()), "next")
+    spec = kit.spec(known_ids=pa.array(range(kit.rows)), smoothing=0.8)
+    verdict = gate.check(path, spec, workdir=kit.folder, previous=kit.previous())
+    text = (Path(__file__).parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
+    for check in verdict.checks:
+        assert (
+            f"`{check.name}`" in text
+            or f"`{check.name.removesuffix('_usual')}` / `_usual`" in text
+            or (f"`{check.name.removesuffix('_usual')}` / `{check.name}`" in text)
+        ), check.name
 
 
 def test_a_verdict_survives_json_bit_for_bit(kit: Any, gate: Any) -> None:
