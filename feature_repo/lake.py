@@ -112,9 +112,7 @@ def replacing(final: Path) -> Iterator[Path]:
         os.replace(staged, final)
         _sync_folder(final.parent)
     except OSError as error:
-        raise LakeError(
-            f"Could not write {final}: {error}. Free space or fix permissions and run again."
-        ) from error
+        raise LakeError(f"Could not write {final}: {error}. Free space or fix permissions and run again.") from error
     finally:
         staged.unlink(missing_ok=True)
 
@@ -141,9 +139,7 @@ def _sync_folder(folder: Path) -> None:
 def write_parquet(table: pa.Table, final: Path, *, row_group_size: int = 128 * 1024) -> None:
     """Write `table` to `final` atomically as zstd Parquet with microsecond timestamps."""
     with replacing(final) as staged:
-        pq.write_table(
-            table, staged, compression="zstd", row_group_size=row_group_size, coerce_timestamps="us"
-        )
+        pq.write_table(table, staged, compression="zstd", row_group_size=row_group_size, coerce_timestamps="us")
 
 
 def write_json(value: Any, final: Path) -> None:

@@ -161,20 +161,25 @@ class Ledger:
         raise NotFoundError(f"No space '{space_id}' in {self._where}. `headwater status` lists them.")
 
     def put_version(self, version: Version) -> None:
-        """Record which space a version's number stands for; a version never changes its space.
+        """Record which space a version's number stands for; once published, a version never changes its space.
 
         Raises
         ------
         LedgerError
-            If the version stands for another space already.
+            If vectors of another space were published under this version already.
         """
         for known in self.versions():
-            if known.version == version.version and known.space_id != version.space_id:
+            moved = known.version == version.version and known.space_id != version.space_id
+            if moved and self.is_published(version.version):
                 raise LedgerError(
                     f"Version {version.version} stands for space {known.space_id} and cannot move to "
                     f"{version.space_id}: register the new space as the next version."
                 )
         self._put(_versions, version.__dict__)
+
+    def is_published(self, version: str) -> bool:
+        """Return whether any snapshot of a version was accepted."""
+        return any(snapshot.version == version for snapshot in self.snapshots(accepted=True))
 
     def versions(self) -> list[Version]:
         """Return all versions by number."""
@@ -235,9 +240,7 @@ class Ledger:
 
     def training_sets(self) -> list[dict[str, Any]]:
         """Return the manifests of all training sets."""
-        return [
-            row["manifest"] for row in self._rows(sa.select(_training_sets).order_by(_training_sets.c.name))
-        ]
+        return [row["manifest"] for row in self._rows(sa.select(_training_sets).order_by(_training_sets.c.name))]
 
     def put_consumer(self, name: str, task: str, versions: list[str], record: Mapping[str, Any]) -> None:
         """Record a consumer: its task, the embedding versions it is pinned to, and its results."""

@@ -52,7 +52,7 @@ class Upstream(_Settings):
     description: str = ""
     click_weight: float = Field(1.0, ge=0)
     conversion_weight: float = Field(1.0, ge=0)
-    contrastive_weight: float = Field(0.1, ge=0)
+    contrastive_weight: float = Field(1.0, ge=0)
     seed: int = 0
 
     @model_validator(mode="after")

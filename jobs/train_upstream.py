@@ -7,15 +7,18 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from math import ceil
 from pathlib import Path
 from typing import Any
 
-from feature_repo.contracts.errors import NotReadyError
+from feature_repo.contracts.errors import ConfigError, NotReadyError
 from feature_repo.contracts.types import Space, Version
 from feature_repo.lake import read_json, write_json
 from jobs.workspace import Progress, Workspace, silent
 
 WARM_UP = timedelta(days=28)
+# A small log gets more passes, up to a bound: below a few hundred steps no space has formed yet.
+MIN_STEPS, MAX_EPOCHS = 400, 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
     Raises
     ------
     ConfigError
-        If no upstream has that version.
+        If no upstream has that version, or it is published and was trained differently.
     NotReadyError
         If nothing is ingested or no labelled row lies before the cut-off.
     """
@@ -64,6 +67,11 @@ def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
         record = read_json(done)
         space = ws.ledger.space(record["space_id"])
         return Result(version, space, record["rows"], record["curve"], reused=True)
+    if ws.ledger.is_published(version):
+        raise ConfigError(
+            f"{version} is published and was trained with other settings or data. A version never changes its "
+            "space: name the new model as the next version in config.yaml, or use another --home."
+        )
     ws.use_threads()
     space, rows, curve = _train(ws, version, cutoff, folder / "checkpoint", progress)
     ws.ledger.put_space(space)
@@ -127,16 +135,17 @@ def _train(
         ),
     )
     model = DERM(config)
+    steps = training.steps(preset.batch_rows)
     train = replace(
         preset.train,
         seed=settings.seed,
-        epochs=ws.config.epochs or preset.train.epochs,
+        epochs=ws.config.epochs or max(preset.train.epochs, min(MAX_EPOCHS, ceil(MIN_STEPS / steps))),
     )
     history = fit(
         model,
         lambda epoch: training.epoch(epoch, batch_rows=preset.batch_rows, seed=settings.seed),
         config=train,
-        steps_per_epoch=training.steps(preset.batch_rows),
+        steps_per_epoch=steps,
         progress=lambda step, total, metrics: progress(f"train {version}: loss {metrics['total']:.4f}", step, total),
         checkpoint_dir=checkpoints,
     )

@@ -48,9 +48,7 @@ class Verdict:
 
     def failures(self) -> tuple[Check, ...]:
         """Return the critical checks that did not pass."""
-        return tuple(
-            check for check in self.checks if check.severity == "critical" and check.passed is not True
-        )
+        return tuple(check for check in self.checks if check.severity == "critical" and check.passed is not True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

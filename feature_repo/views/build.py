@@ -38,9 +38,7 @@ def feast_objects(home: Home, ledger: Ledger) -> dict[str, Any]:
     if not records:
         return {}
     value_type = ValueType.INT64 if records[0].id_type == "int64" else ValueType.STRING
-    entities = {
-        name: FeastEntity(name=name, join_keys=[join_key(name)], value_type=value_type) for name in ENTITIES
-    }
+    entities = {name: FeastEntity(name=name, join_keys=[join_key(name)], value_type=value_type) for name in ENTITIES}
     views = {record.name: _view(home, ledger, record, entities[record.entity]) for record in records}
     services = {
         consumer["name"]: FeatureService(

@@ -46,11 +46,14 @@ def test_everything_survives_reopening(tmp_path: Path) -> None:
     assert again.training_sets() == [{"rows": 3}]
 
 
-def test_a_version_never_changes_its_space(tmp_path: Path) -> None:
+def test_a_published_version_never_changes_its_space(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     for name in ("s1", "s2"):
         ledger.put_space(space(name))
     ledger.put_version(Version("v1", "s1", "", "", None))
+    ledger.put_version(Version("v1", "s2", "trained again before anyone read it", "", None))
+    ledger.put_version(Version("v1", "s1", "and again", "", None))
+    ledger.put_snapshot(snapshot("user_embedding_v1", 1))
     ledger.put_version(Version("v1", "s1", "described", "", None))
     with pytest.raises(LedgerError, match="register the new space as the next version"):
         ledger.put_version(Version("v1", "s2", "", "", None))
