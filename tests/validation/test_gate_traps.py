@@ -27,14 +27,18 @@ def runner(gate: Gate) -> SuiteRunner:
 
 
 def judge_good_file_with(
-    kit: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]
+    kit: Any,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Any], Any],
+    tables: tuple[str, ...] = ("rows", "summary"),
 ) -> Verdict:
-    """Check a good snapshot while every result of Great Expectations is changed by `change`."""
+    """Check a good snapshot while the results of Great Expectations on some tables are changed by `change`."""
     original = SuiteRunner.validate
 
     def validate(self: SuiteRunner, table: str, path: Path, rules: Any) -> Any:
         results = list(copy.deepcopy(original(self, table, path, rules).results))
-        return SimpleNamespace(results=change(results))
+        return SimpleNamespace(results=change(results) if table in tables else results)
 
     monkeypatch.setattr(SuiteRunner, "validate", validate)
     return gate.check(kit.write(kit.table(kit.vectors()), "good"), kit.spec(), workdir=kit.folder)
@@ -60,19 +64,14 @@ def hide_observation(result: Any) -> None:
     result.result = {}
 
 
-def set_count(name: str, value: Any) -> Callable[[Any], None]:
-    def change(result: Any) -> None:
-        if name in result.result:
-            result.result[name] = value
-        else:
-            result.result["observed_value"] = math.nan
-
-    return change
+def set_result(name: str, value: Any) -> Callable[[Any], None]:
+    return lambda result: result.result.update({name: value})
 
 
 UNTRUSTED: dict[str, Callable[[list[Any]], list[Any]]] = {
     "no results": lambda results: [],
     "one result fewer": lambda results: results[1:],
+    "one result more": lambda results: [*results, results[0]],
     "a result twice": lambda results: [*results[1:], results[1]],
     "a result of another suite": first(lambda result: result.expectation_config.meta.update(check="other")),
     "a truthy string": first(lambda result: setattr(result, "success", "yes")),
@@ -82,15 +81,30 @@ UNTRUSTED: dict[str, Callable[[list[Any]], list[Any]]] = {
     "an exception": first(raised),
     "an exception of one metric": first(raised_by_metric),
     "no observation": first(hide_observation),
-    "fewer rows than the table": first(set_count("element_count", 12)),
-    "success with unexpected rows": first(set_count("unexpected_count", 3)),
-    "a missing count": first(set_count("unexpected_count", None)),
 }
+UNTRUSTED_ROWS: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "fewer rows than the table": first(set_result("element_count", 12)),
+    "success with unexpected rows": first(set_result("unexpected_count", 3)),
+    "a missing count": first(set_result("unexpected_count", None)),
+}
+UNTRUSTED_SUMMARY: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "not a number": first(set_result("observed_value", math.nan)),
+    "infinity": first(set_result("observed_value", math.inf)),
+    "text": first(set_result("observed_value", "many")),
+}
+CASES = [
+    *((name, table) for name in UNTRUSTED for table in ("rows", "summary")),
+    *((name, "rows") for name in UNTRUSTED_ROWS),
+    *((name, "summary") for name in UNTRUSTED_SUMMARY),
+]
 
 
-@pytest.mark.parametrize("name", UNTRUSTED)
-def test_a_result_that_proves_nothing_refuses(name: str, kit: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict = judge_good_file_with(kit, gate, monkeypatch, UNTRUSTED[name])
+@pytest.mark.parametrize(("name", "table"), CASES)
+def test_a_result_that_proves_nothing_refuses(
+    name: str, table: str, kit: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = (UNTRUSTED | UNTRUSTED_ROWS | UNTRUSTED_SUMMARY)[name]
+    verdict = judge_good_file_with(kit, gate, monkeypatch, change, (table,))
 
     assert verdict.accepted is False
     assert verdict.error

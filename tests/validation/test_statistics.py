@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from validation import tables
+from validation.comparison import compare_snapshots
 from validation.drift import compare_vectors, unsmooth
 from validation.measures import RunningMoments, hash_rows, measure_vectors, spread_of
 from validation.statistics import snapshot_statistics
@@ -141,6 +142,19 @@ def test_a_large_snapshot_keeps_every_kind_of_offender(kit: Any, gate: Any, monk
     assert len(kept) < 40
     assert {101, 202, 203, 301, 302, 333, None} <= set(kept)
     assert kept.count(53) == 2
+
+
+def test_a_sample_compares_each_entity_with_itself_whatever_the_order_of_rows(kit: Any) -> None:
+    order = np.random.default_rng(8).permutation(kit.rows)
+    vectors = kit.vectors()
+    path = kit.write(kit.table(vectors), "now")
+    before = kit.write(kit.table(vectors[order], ids=order), "before")
+
+    found = compare_snapshots(path, tables.read_column(path, "user_id"), before, kit.spec(), sample=100)
+
+    assert found["comparable"] == 100
+    assert found["unchanged_share"] == 1
+    assert found["identity"] == 1
 
 
 def test_shuffles_rotations_and_drift_have_their_own_signature(kit: Any) -> None:
