@@ -29,6 +29,7 @@ class TableLayout:
     rows: int
     sparse: bool
     columns: tuple[int, ...]  # positions in cats followed by crosses
+    sizes: tuple[int, ...]  # vocabulary size of each field
     offsets: tuple[int, ...]  # first row of each field
 
 
@@ -39,9 +40,9 @@ def table_layouts(spec: RankerSpec) -> tuple[TableLayout, ...]:
         groups.setdefault((dim, size > SPARSE_ROWS), []).append((column, size))
     layouts = []
     for (dim, sparse), fields in sorted(groups.items()):
-        sizes = [size for _, size in fields]
+        columns, sizes = zip(*fields, strict=True)
         offsets = tuple(int(offset) for offset in np.cumsum([0, *sizes[:-1]]))
-        layouts.append(TableLayout(dim, sum(sizes), sparse, tuple(column for column, _ in fields), offsets))
+        layouts.append(TableLayout(dim, sum(sizes), sparse, columns, sizes, offsets))
     return tuple(layouts)
 
 

@@ -1,11 +1,12 @@
 """The layers of a ranker.
 
-Shapes: B batch, M numeric inputs, T bins, X width of the joined input.
+Shapes: B batch, F fields of one table, M numeric inputs, T bins, X width of the joined input.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -79,6 +80,45 @@ def _bin_edges(values: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
     return np.asarray(chosen, dtype=np.float64)
 
 
+class IdDropout(nn.Module):
+    """Turns ids of large vocabularies into "unknown" at random, so that the model does not live by them alone.
+
+    Rows of one visit share user, time and outcome. A table of ids learns them by heart within one pass, and
+    fails on the next day; with ids hidden half of the time the model also learns from what the id is like. And
+    "unknown" gets a meaning, which new users and items need.
+
+    Parameters
+    ----------
+    offsets, sizes
+        First row and vocabulary size of each field of one table, ``[F]``; the first row means "unknown".
+    rate
+        Probability that an id is hidden.
+    smallest
+        Fields with fewer ids are left alone.
+    """
+
+    unknown: Tensor
+
+    def __init__(self, offsets: Sequence[int], sizes: Sequence[int], rate: float, smallest: int) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"IdDropout: rate is {rate}; it must lie in [0, 1).")
+        self.columns = [column for column, size in enumerate(sizes) if size >= smallest] if rate else []
+        self.rate = rate
+        self.generator: torch.Generator | None = None  # None: the global one
+        self.register_buffer("unknown", torch.tensor(offsets)[self.columns], persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return ids ``[B, F]``, some hidden in training; else `ids`."""
+        if not self.training or not self.columns:
+            return ids
+        shown = ids[:, self.columns]
+        hidden = torch.rand(shown.shape, generator=self.generator, device=ids.device) < self.rate
+        ids = ids.clone()
+        ids[:, self.columns] = torch.where(hidden, self.unknown, shown)
+        return ids
+
+
 class Dropout(nn.Module):
     """Dropout whose rate is a multiple of 1/256: one random 64-bit integer decides eight elements.
 
@@ -87,6 +127,7 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        self.generator: torch.Generator | None = None  # None: the global one
         if not 0 <= rate < 1:
             raise ValueError(f"Dropout: rate is {rate}; it must lie in [0, 1).")
         self.threshold = round(rate * 256)
@@ -96,7 +137,7 @@ class Dropout(nn.Module):
         if not self.training or self.threshold == 0:
             return x
         words = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64, device=x.device)
-        words.random_(-(2**63), None)
+        words.random_(-(2**63), None, generator=self.generator)
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
         return x * kept * (256 / (256 - self.threshold))
 

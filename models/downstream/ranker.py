@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.downstream.batches import RankerBatch, table_layouts
 from models.downstream.inputs import RankerData, RankerSpec, gathered
-from models.downstream.layers import CrossLayer, Dropout, NumericInput
+from models.downstream.layers import CrossLayer, Dropout, IdDropout, NumericInput
 
 # Means and quantiles of this many training rows are as good as of all of them.
 _STATISTICS_ROWS = 50_000
@@ -34,7 +34,9 @@ class RankerConfig:
     numeric_bins: int = 8  # T; 0: standardized values only
     numeric_dim: int = 32  # what the binned numeric inputs become together
     embedding_dropout: float = 0.1
-    table_init: float = 0.05
+    id_dropout: float = 0.5
+    id_dropout_size: int = 1000  # vocabularies from this size on
+    table_init: float = 0.01
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RankerConfig:
@@ -67,6 +69,9 @@ class Ranker(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(layout.rows, layout.dim, sparse=layout.sparse) for layout in layouts)
         for table in self.tables:
             nn.init.normal_(table.get_parameter("weight"), std=config.table_init)
+        self.id_dropouts = nn.ModuleList(
+            IdDropout(layout.offsets, layout.sizes, config.id_dropout, config.id_dropout_size) for layout in layouts
+        )
         self.numeric = NumericInput(spec.nums, config.numeric_bins, config.numeric_dim) if spec.nums else None
         names = [name for name, _ in spec.embeddings]
         self._pairs = tuple((names.index(left), names.index(right)) for left, right in spec.pairs)
@@ -86,6 +91,13 @@ class Ranker(nn.Module):
             layers += [nn.Linear(size_in, size_out), nn.ReLU()]
         self.mlp = nn.Sequential(*layers)
         self.head = nn.Linear(width + (config.hidden[-1] if config.hidden else width), 1)
+
+    def draw_from(self, generator: torch.Generator) -> None:
+        """Take the randomness of training from a generator of its own instead of the global one."""
+        self.dropout.generator = generator
+        for dropout in self.id_dropouts:
+            assert isinstance(dropout, IdDropout)
+            dropout.generator = generator
 
     def set_statistics(self, data: RankerData) -> None:
         """Learn the scale of every numeric input and embedding, and the base rate, from training rows."""
@@ -112,7 +124,8 @@ class Ranker(nn.Module):
 
     def join(self, batch: RankerBatch) -> Tensor:
         """Return all inputs side by side, ``[B, X]``."""
-        parts = [table(ids).flatten(1) for table, ids in zip(self.tables, batch.ids, strict=True)]
+        lookups = zip(self.tables, self.id_dropouts, batch.ids, strict=True)
+        parts = [table(dropout(ids)).flatten(1) for table, dropout, ids in lookups]
         if self.numeric is not None:
             parts.append(self.numeric(batch.nums))
         parts.append(self.dropout(self.embed(batch)))
