@@ -17,7 +17,8 @@ MIN_SAMPLE = 30
 SEED = 20170807
 PSI_BINS = 10
 NEIGHBOURS = 10
-QUERIES, CANDIDATES = 256, 2_048
+QUERIES, CANDIDATES = 128, 1_024
+PSI_ROWS = 2_048
 
 STATISTICS = (
     "cosine_mean",
@@ -169,6 +170,8 @@ def _neighbour_overlap(now_SD: FloatArray, before_SD: FloatArray) -> float:
 
 
 def _psi_max(now_SD: FloatArray, before_SD: FloatArray) -> float:
+    step = -(-len(now_SD) // PSI_ROWS)
+    now_SD, before_SD = now_SD[::step], before_SD[::step]
     edges_BD = np.quantile(before_SD, np.linspace(0, 1, PSI_BINS + 1)[1:-1], axis=0)
     largest = 0.0
     for column in range(before_SD.shape[1]):
