@@ -1,0 +1,116 @@
+"""Index, baselines and their scores."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from feature_repo.contracts.errors import MissingExtraError
+from models.downstream.retrieval import als, build_index, popularity, score_retrieval
+
+
+@pytest.fixture
+def vectors():
+    draw = np.random.default_rng(0)
+    return draw.normal(size=(20, 16)).astype(np.float32), draw.normal(size=(3000, 16)).astype(np.float32)
+
+
+def test_flat_index_equals_brute_force(vectors):
+    users, items = vectors
+    index = build_index(items)
+    positions, scores = index.search(users, 25)
+    exact = users @ items.T
+    best = np.argsort(-exact, axis=1)[:, :25]
+    np.testing.assert_array_equal(positions, best)
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, best, axis=1), rtol=1e-5)
+    assert (index.kind, len(index)) == ("flat", 3000)
+
+
+def test_hnsw_finds_nearly_all(vectors):
+    users, items = vectors
+    exact, _ = build_index(items).search(users, 100)
+    found, _ = build_index(items, "hnsw").search(users, 100)
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(exact, found, strict=True)]) > 0.98
+
+
+def test_many_items_get_the_approximate_index(vectors, monkeypatch):
+    monkeypatch.setattr("models.downstream.retrieval._FLAT_ITEMS", 2999)
+    assert build_index(vectors[1]).kind == "hnsw"
+
+
+def test_fewer_items_than_k_are_filled_with_none(vectors):
+    users, items = vectors
+    positions, _ = build_index(items[:3]).search(users, 5)
+    assert (positions[:, 3:] == -1).all() and (np.sort(positions[:, :3]) == [0, 1, 2]).all()
+    assert popularity([1, 5], 2, 4).tolist() == [[1, 0, -1, -1]] * 2
+
+
+def test_index_refuses(vectors):
+    users, items = vectors
+    with pytest.raises(ValueError, match="user vectors have 8 numbers, items 16"):
+        build_index(items).search(users[:, :8], 3)
+    with pytest.raises(ValueError, match="1 vectors of items are not finite"):
+        build_index(np.where(np.arange(3000)[:, None] == 7, np.nan, items))
+    with pytest.raises(ValueError, match="shape"):
+        build_index(items[:0])
+    with pytest.raises(ValueError, match="unknown kind 'ivf'"):
+        build_index(items, "ivf")
+
+
+def test_popularity_breaks_ties_by_position():
+    assert popularity([3, 7, 7, 1], 2, 3).tolist() == [[1, 2, 0]] * 2
+
+
+def tastes(seed: int):
+    """Return the purchases of 60 users, each of whom buys from one of 4 shelves of 10 items."""
+    draw = np.random.default_rng(seed)
+    users = np.repeat(np.arange(60), 15)
+    return users, (users % 4) * 10 + draw.integers(10, size=len(users))
+
+
+def test_als_finds_the_shelf_without_warnings_and_repeats():
+    users, items = tastes(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = als(users, items, np.ones(len(users)), (62, 41), np.arange(62), 10, factors=8, seed=1)
+    assert ((found[:60] // 10) == (np.arange(60) % 4)[:, None]).mean() > 0.95
+    best = popularity(np.bincount(items, minlength=41), 2, 10)
+    np.testing.assert_array_equal(found[60:], best)
+    again = als(users, items, np.ones(len(users)), (62, 41), np.arange(62), 10, factors=8, seed=1)
+    np.testing.assert_array_equal(found, again)
+
+
+def test_als_with_fewer_items_than_k():
+    users, items = tastes(0)
+    found = als(users, items, np.ones(len(users)), (60, 40), np.array([5]), 50, factors=8)
+    assert found.shape == (1, 50) and (found[:, 40:] == -1).all() and len(np.unique(found[:, :40])) == 40
+
+
+def test_als_names_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "implicit.cpu.als", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'headwater\[demo\]'"):
+        als([0], [0], [1.0], (1, 1), [0], 1)
+
+
+def test_score_against_brute_force_and_baseline():
+    users, items = tastes(0)
+    later_users, later = tastes(1)
+    relevant = [np.unique(later[later_users == user]) for user in range(60)] + [np.array([], dtype=int)]
+    query = np.append(np.arange(60), 0)
+    found = als(users, items, np.ones(len(users)), (60, 40), query, 10, factors=8)
+    best = popularity(np.bincount(items, minlength=40), 61, 10)
+    score = score_retrieval(found, relevant, (1, 5, 10), baseline=best)
+    for k in (1, 5, 10):
+        one_by_one = [len({*found[user, :k]} & {*relevant[user]}) / len(relevant[user]) for user in range(60)]
+        plain = [len({*best[user, :k]} & {*relevant[user]}) / len(relevant[user]) for user in range(60)]
+        assert score.recall[k].value == pytest.approx(np.mean(one_by_one))
+        assert score.ratio[k].value == pytest.approx(np.mean(one_by_one) / np.mean(plain))
+    assert score.users == 60
+    low, high = score.ratio[10].ci95
+    assert 1.5 < low < score.ratio[10].value < high
+    assert score_retrieval(found, relevant, (10,)).ratio == {}
+    with pytest.raises(ValueError, match="no user has a relevant item"):
+        score_retrieval(found, [[] for _ in range(61)], (10,))
