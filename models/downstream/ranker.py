@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.downstream.batches import RankerBatch, table_layouts
 from models.downstream.inputs import RankerData, RankerSpec, gathered
@@ -134,13 +135,18 @@ class Ranker(nn.Module):
 
     def embed(self, batch: RankerBatch) -> Tensor:
         """Return the tokens, products and dots of the embedding inputs side by side, ``[B, any]``."""
-        scaled = [vector * scale for vector, scale in zip(batch.vectors, self.embedding_scale, strict=True)]
         here = batch.present.unsqueeze(2)  # [B, G, 1]
         parts = [batch.present[:, :0]]
+        # Scales go into the weights, and zeros into the results: both are smaller than the vectors.
         for position, (project, norm) in enumerate(zip(self.tokens, self.token_norms, strict=True)):
-            parts.append(norm(project(scaled[position])) * here[:, position])  # [B, H]
+            weight = project.get_parameter("weight") * self.embedding_scale[position]
+            token = F.linear(batch.vectors[position], weight, project.get_parameter("bias"))
+            parts.append(norm(token) * here[:, position])  # [B, H]
         for (left, right), project in zip(self._pairs, self.products, strict=True):
-            product = scaled[left] * scaled[right] * (here[:, left] * here[:, right])  # [B, D]
-            # Entries have mean square 1, so the dot of unrelated vectors grows with the root of D.
-            parts += [project(product), product.sum(1, keepdim=True) / product.shape[1] ** 0.5]
+            scale = self.embedding_scale[left] * self.embedding_scale[right]
+            both = here[:, left] * here[:, right]  # [B, 1]
+            product = batch.vectors[left] * batch.vectors[right]  # [B, D]
+            parts.append(F.linear(product, project.get_parameter("weight") * scale) * both)
+            # Scaled entries have mean square 1, so the dot of unrelated vectors grows with the root of D.
+            parts.append(product.sum(1, keepdim=True) * (both * scale / product.shape[1] ** 0.5))
         return torch.cat(parts, dim=1)
