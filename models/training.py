@@ -65,7 +65,8 @@ class TrainConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.log_every < 1 or (self.checkpoint_every or 1) < 1:
+        every = 1 if self.checkpoint_every is None else self.checkpoint_every
+        if min(self.epochs, self.log_every, every) < 1:
             raise ConfigError("epochs, log_every and checkpoint_every must be at least 1.")
         if not (0 <= self.warmup < 1 and 0 <= self.floor <= 1):
             raise ConfigError("warmup and floor are shares: between 0 and 1.")

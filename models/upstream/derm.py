@@ -99,11 +99,11 @@ class DERM(nn.Module):
         spec, out = config.inputs, config.out_tokens * config.out_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.items = ItemTables(spec.item_rows, spec.item_cats, config.dim)
+            self.items = ItemTables(spec.item_rows, spec.item_cats, config.dim, out)
             self.user_tower = UserTower(config.user, spec, config.dim, out)
             self.item_tower = ItemTower(config.item, spec, config.dim, out)
             self.interaction = InteractionTower(config.interaction, spec, config.out_tokens, config.out_dim)
-            self.heads = nn.Linear(config.interaction.hidden, 2)
+            self.heads = nn.Linear(self.interaction.width, 2)
             self.losses = Losses(config.losses)
         with torch.no_grad():
             rates = (config.click_rate, config.conversion_rate)

@@ -45,19 +45,22 @@ class SequenceTokens(nn.Module):
         self.queries = nn.Parameter(torch.randn(config.tokens, dim) * dim**-0.5)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, users: UserBatch, items: ItemTables) -> Tensor:
-        """Return tokens [U, Q, D]."""
+    def forward(self, users: UserBatch, items: ItemTables) -> tuple[Tensor, Tensor]:
+        """Return tokens [U, Q, D] and the average id row of the same activities [U, D]."""
+        row_UTD = items.rows(users.seq_item)
         known_US = functional.pad(users.seq_item > 0, (1, 0), value=True)
         null_U1D = self.null.expand(users.seq_item.shape[0], 1, -1)
-        events_USD = torch.cat([null_U1D, self._events(users, items)], dim=1)
+        events_USD = torch.cat([null_U1D, self._events(users, items) + self.row_in(row_UTD)], dim=1)
         for block in self.blocks:
             events_USD = block(events_USD, known_US)
         events_USD = self.norm(events_USD)
         scores_UQS = (self.queries @ events_USD.transpose(1, 2)).masked_fill(~known_US[:, None, :], -torch.inf)
-        return self.out(torch.softmax(scores_UQS, dim=-1) @ events_USD)
+        share_UQS = torch.softmax(scores_UQS, dim=-1)
+        average_U1D = share_UQS.mean(1, keepdim=True)[:, :, 1:] @ row_UTD
+        return self.out(share_UQS @ events_USD), average_U1D.squeeze(1)
 
     def _events(self, users: UserBatch, items: ItemTables) -> Tensor:
-        """Embed every activity: item row, item attributes, action and age, each through its own projection.
+        """Embed what every activity was besides its item row: attributes, action and age, [U, T, D].
 
         A linear layer over concatenated embeddings is the sum of projected tables. Projecting the few
         thousand rows of the tables and summing them in one bag costs a tenth of the concatenation.
@@ -73,6 +76,4 @@ class SequenceTokens(nn.Module):
             tables.append(self.attribute_in(attributes.table.weight))
             columns.append(users.seq_cats + (attributes.offsets + start))
         index = torch.cat(columns, dim=-1).view(users_ * length, fields + 2)
-        events = bag(index, torch.cat(tables))
-        rows = self.row_in(items.rows(users.seq_item))
-        return events.view(users_, length, -1) + rows
+        return bag(index, torch.cat(tables)).view(users_, length, -1)

@@ -5,6 +5,7 @@ Legend: B rows of any entity, C categorical and N numeric features, K interest v
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from models.upstream.inputs import UserBatch
 
 
 class CategoryTable(nn.Module):
@@ -42,7 +45,7 @@ class CategoryTable(nn.Module):
         rows, fields, values = values_BCK.shape
         if self.table is None or values == 0:
             return weights_BCK.new_zeros(rows, fields, self.dim)
-        index = (values_BCK + self.offsets[:, None]).view(rows * fields, values)
+        index = (values_BCK + self.offsets[:, None]).reshape(rows * fields, values)
         weights = weights_BCK.reshape(rows * fields, values)
         return bag(index, self.table.weight, weights).view(rows, fields, self.dim)
 
@@ -50,13 +53,31 @@ class CategoryTable(nn.Module):
 class ItemTables(nn.Module):
     """What both towers know of items: a row per frequent item or hash bucket, and the attributes.
 
-    Shared, so that "a user bought this type" and "the item is of this type" are the same vector.
+    Shared, so that "a user bought this type" and "the item is of this type" are the same embedding; and
+    so is the projection of these embeddings into the output space. Before any training, a user's vector
+    therefore points to the items that resemble what the user had.
     """
 
-    def __init__(self, rows: int, cats: tuple[int, ...], dim: int) -> None:
+    # How much each source (id row, attributes) counts in the output has to change by factors within some
+    # hundred steps; Adam moves a parameter by the learning rate alone, so it is stretched.
+    _STRETCH = 30.0
+
+    def __init__(self, rows: int, cats: tuple[int, ...], dim: int, out: int) -> None:
         super().__init__()
         self.rows = embedding(rows, dim, padding_idx=0)
         self.attributes = CategoryTable(cats, dim)
+        self.project = nn.Linear((1 + len(cats)) * dim, out, bias=False)
+        self.log_gain = nn.Parameter(torch.zeros(1 + len(cats)))
+
+    def common(self, row_BD: Tensor, attributes_BCD: Tensor) -> Tensor:
+        """Return what an item is, or the average of what a user had, in the output space: [B, out].
+
+        Scaled to entries near 1, so that a user of many interests is heard as well as one of few.
+        """
+        sources_BFD = torch.cat([row_BD.unsqueeze(1), attributes_BCD], dim=1)
+        gain_F1 = torch.exp(self._STRETCH * self.log_gain)[:, None]
+        common_BE = self.project((sources_BFD * gain_F1).flatten(1))
+        return common_BE * (common_BE.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
 
 
 class NumericTokens(nn.Module):
@@ -76,6 +97,22 @@ class NumericTokens(nn.Module):
         if not self.tokens:
             return nums_BN.new_zeros(nums_BN.shape[0], 0, self.dim)
         return self.shrink(functional.relu(self.expand(nums_BN))).view(-1, self.tokens, self.dim)
+
+
+class HistoryDropout(nn.Module):
+    """Hide activities and interests at random, so that a user is not known by the exact history of one week."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, users: UserBatch) -> UserBatch:
+        """Return the users with some activities turned into padding and some interests without weight."""
+        if not self.training or self.rate == 0.0:
+            return users
+        keep_UT = torch.rand(users.seq_item.shape, device=users.seq_item.device) >= self.rate
+        keep_UCK = torch.rand(users.interest_weight.shape, device=users.seq_item.device) >= self.rate
+        return replace(users, seq_item=users.seq_item * keep_UT, interest_weight=users.interest_weight * keep_UCK)
 
 
 class RowDropout(nn.Module):

@@ -15,19 +15,24 @@ from torch.nn import functional
 from models.upstream.dhen import DHEN
 from models.upstream.inputs import ContextBatch, InputSpec, ItemBatch, UserBatch
 from models.upstream.sequence import SequenceTokens
-from models.upstream.tokens import CategoryTable, ItemTables, NumericTokens, RowDropout
+from models.upstream.tokens import CategoryTable, HistoryDropout, ItemTables, NumericTokens, RowDropout
 
 
 class UnitTokens(nn.Module):
-    """Compress tokens [B, F, D] into M tokens of E floats, flattened and scaled to length 1."""
+    """Compress tokens [B, F, D] into M tokens of E floats, flattened and scaled to length 1.
+
+    The tokens correct what the item tables say (see `ItemTables.common`): they start small.
+    """
 
     def __init__(self, fields: int, dim: int, out: int) -> None:
         super().__init__()
         self.out = nn.Linear(fields * dim, out)
+        with torch.no_grad():
+            self.out.weight.mul_(0.3)
 
-    def forward(self, tokens_BFD: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens_BFD: Tensor, common_BE: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit vectors [B, M * E] and their lengths before scaling [B]."""
-        raw = self.out(tokens_BFD.flatten(1))
+        raw = common_BE + self.out(tokens_BFD.flatten(1))
         norm_B = torch.linalg.vector_norm(raw, dim=-1).clamp_min(1e-6)
         return raw / norm_B[:, None], norm_B
 
@@ -38,6 +43,7 @@ class UserTower(nn.Module):
     @dataclass(frozen=True)
     class Config:
         numeric_tokens: int = 2
+        history_dropout: float = 0.3
         sequence: SequenceTokens.Config = field(default_factory=SequenceTokens.Config)
         dhen: DHEN.Config = field(default_factory=DHEN.Config)
 
@@ -46,15 +52,18 @@ class UserTower(nn.Module):
         self.cats = CategoryTable(spec.user_cats, dim)
         self.nums = NumericTokens(spec.user_nums, config.numeric_tokens, dim)
         self.sequence = SequenceTokens(config.sequence, spec, dim)
+        self.history_dropout = HistoryDropout(config.history_dropout)
         fields = len(spec.user_cats) + self.nums.tokens + len(spec.item_cats) + config.sequence.tokens
         self.dhen = DHEN(config.dhen, fields, dim)
         self.head = UnitTokens(fields, dim, out)
 
     def forward(self, users: UserBatch, tables: ItemTables) -> tuple[Tensor, Tensor]:
         """Return unit vectors [U, M * E] and their lengths before scaling [U]."""
+        users = self.history_dropout(users)
         interests_UCD = tables.attributes.weighted_sums(users.interest_value, users.interest_weight)
-        tokens = [self.cats(users.cats), self.nums(users.nums), interests_UCD, self.sequence(users, tables)]
-        return self.head(self.dhen(torch.cat(tokens, dim=1)))
+        activity_UQD, row_UD = self.sequence(users, tables)
+        tokens = [self.cats(users.cats), self.nums(users.nums), interests_UCD, activity_UQD]
+        return self.head(self.dhen(torch.cat(tokens, dim=1)), tables.common(row_UD, interests_UCD))
 
 
 class ItemTower(nn.Module):
@@ -76,9 +85,9 @@ class ItemTower(nn.Module):
 
     def forward(self, items: ItemBatch, tables: ItemTables) -> tuple[Tensor, Tensor]:
         """Return unit vectors [I, M * E] and their lengths before scaling [I]."""
-        row_I1D = self.row_dropout(tables.rows(items.row)).unsqueeze(1)
-        tokens = [row_I1D, tables.attributes(items.cats), self.nums(items.nums)]
-        return self.head(self.dhen(torch.cat(tokens, dim=1)))
+        row_ID, attributes_ICD = self.row_dropout(tables.rows(items.row)), tables.attributes(items.cats)
+        tokens = [row_ID.unsqueeze(1), attributes_ICD, self.nums(items.nums)]
+        return self.head(self.dhen(torch.cat(tokens, dim=1)), tables.common(row_ID, attributes_ICD))
 
 
 class InteractionTower(nn.Module):
@@ -102,11 +111,15 @@ class InteractionTower(nn.Module):
         fields = 3 * out_tokens + len(spec.context_cats) + self.nums.tokens
         self.dhen = DHEN(config.dhen, fields, out_dim)
         self.head = nn.Linear(fields * out_dim, config.hidden)
+        self.width = config.hidden + out_tokens * out_tokens
 
     def forward(self, user_BE: Tensor, item_BE: Tensor, context: ContextBatch) -> Tensor:
-        """Return [B, hidden]."""
+        """Return [B, width]: hidden units, then the similarities of all pairs of user and item token."""
         # A unit vector has entries near dim ** -0.5; layers start best on entries near 1.
         scale = user_BE.shape[1] ** 0.5
         user_BME, item_BME = ((v * scale).unflatten(1, self.shape) for v in (user_BE, item_BE))
         tokens = [user_BME, item_BME, user_BME * item_BME, self.cats(context.cats), self.nums(context.nums)]
-        return functional.relu(self.head(self.dhen(torch.cat(tokens, dim=1)).flatten(1)))
+        hidden_BH = functional.relu(self.head(self.dhen(torch.cat(tokens, dim=1)).flatten(1)))
+        # A norm over a token of products takes away its mean, which is the similarity: it goes around.
+        similar_BMM = user_BME @ item_BME.transpose(1, 2) / user_BME.shape[2] ** 0.5
+        return torch.cat([hidden_BH, similar_BMM.flatten(1)], dim=1)

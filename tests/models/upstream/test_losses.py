@@ -102,7 +102,15 @@ def test_contrastive_gradients_are_those_of_the_formula() -> None:
 
     def loss(u: Tensor, i: Tensor, t: Tensor) -> Tensor:
         return contrastive_loss(
-            u, i, pair_user, pair_item, t, item_log_q_I=log_q, user_key_U=user_key, item_key_I=item_key, weight_N=weights
+            u,
+            i,
+            pair_user,
+            pair_item,
+            t,
+            item_log_q_I=log_q,
+            user_key_U=user_key,
+            item_key_I=item_key,
+            weight_N=weights,
         )
 
     assert torch.autograd.gradcheck(loss, (users, items, temperature))
