@@ -213,6 +213,8 @@ def _refresh_entity(
     table = clocked(_vector_table(key, ids, vectors, norms), available_at)
     id_type: Literal["int64", "string"] = "int64" if ids.dtype == pl.Int64 else "string"
 
+    history = [snapshot.verdict for snapshot in ws.ledger.snapshots(view, accepted=True) if snapshot.as_of < as_of]
+
     def gate(staged: Path) -> Verdict:
         spec = SnapshotSpec(
             snapshot_id=view,
@@ -221,9 +223,10 @@ def _refresh_entity(
             dim=upstream.space.dim,
             as_of=as_of,
             available_at=available_at,
+            smoothing=smoothing,
         )
         with TemporaryDirectory() as scratch:
-            return default_gate().check(staged, spec, workdir=Path(scratch), previous=previous_file)
+            return default_gate().check(staged, spec, workdir=Path(scratch), previous=previous_file, history=history)
 
     return publish(
         ws,

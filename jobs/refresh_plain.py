@@ -75,7 +75,7 @@ def _attributes(ws: Workspace, entity: Entity) -> Publication | None:
         key,
         *(pl.col(name).cast(pl.String) for name in columns.categorical),
         *(pl.col(name).cast(pl.Float64) for name in columns.numeric),
-        *(["event_timestamp"] if own_clock else []),
+        *([pl.col("event_timestamp").dt.epoch("us").alias("available_us"), "event_timestamp"] if own_clock else []),
     )
     if own_clock:
         created = pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")).alias("created")
@@ -124,6 +124,7 @@ def _publish(
             available_at=available_at,
             nullable=frozenset() if timed else frozenset(fields),
             may_be_negative=frozenset() if timed else frozenset(fields),
+            own_times=not timed and "event_timestamp" in ws.log.attributes(entity).columns,
         )
         with TemporaryDirectory() as scratch:
             return default_gate().check_features(staged, spec, workdir=Path(scratch))

@@ -9,12 +9,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feature_repo.contracts.errors import ConfigError, NotReadyError
 from feature_repo.contracts.types import Space, Version
 from feature_repo.lake import read_json, write_json
 from jobs.workspace import Progress, Workspace, silent
+
+if TYPE_CHECKING:
+    from jobs.features.tables import Tables
+    from models.upstream.derm import DERM
 
 WARM_UP = timedelta(days=28)
 # A small log gets more passes, up to a bound: below a few hundred steps no space has formed yet.
@@ -135,6 +139,7 @@ def _train(
         ),
     )
     model = DERM(config)
+    seed_item_rows(model, tables, cutoff)
     steps = training.steps(preset.batch_rows)
     train = replace(
         preset.train,
@@ -162,3 +167,35 @@ def _train(
         config=config.to_dict(),
     )
     return space, training.rows, history.records
+
+
+def seed_item_rows(model: DERM, tables: Tables, cutoff: datetime) -> None:
+    """Start the id table from a factorization of who acted on what before the cut-off.
+
+    The paper's towers read pre-trained representations; this is one: a truncated SVD of the user x item matrix
+    of log counts, each item's factors scaled to length 1. An item that nobody acted on keeps its random row.
+    """
+    import numpy as np
+    import torch
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.linalg import svds
+
+    activity = tables.activity
+    before = activity.time_us < int(cutoff.timestamp() * 1_000_000)
+    rows = tables.item_rows[activity.item[before]]
+    table = model.items.rows.weight
+    users = int(activity.user.max()) + 1 if len(activity.user) else 0
+    dim = table.shape[1]
+    if min(users, len(np.unique(rows))) <= dim:
+        return
+    counts = coo_matrix((np.ones(len(rows)), (activity.user[before], rows)), shape=(users, table.shape[0])).tocsr()
+    counts.data = np.log1p(counts.data)
+    # Popular items would take the first factors for themselves: each item counts by the root of its size.
+    size = np.sqrt(np.asarray(counts.power(2).sum(axis=0)).ravel())
+    scale = np.where(size > 0, 1.0 / np.sqrt(np.maximum(size, 1e-12)), 0.0)
+    _, strength, factors = svds(counts.multiply(scale[None, :]).tocsc(), k=dim, random_state=0)
+    vectors = factors.T * np.sqrt(strength)
+    length = np.linalg.norm(vectors, axis=1)
+    known = length > 1e-9
+    with torch.no_grad():
+        table[torch.from_numpy(known)] = torch.from_numpy(vectors[known] / length[known, None]).float()

@@ -1,8 +1,9 @@
 """Training batches of the upstream model, from opportunities and the tables of a grid of moments.
 
 An opportunity at time t reads the tables of the last grid moment whose features were available at t.
-A batch takes its rows from one grid moment and keeps each user's rows together, so that the towers run
-once per distinct user and item.
+A batch takes its rows from one grid moment and keeps each user's rows together, so that the towers run once
+per distinct user and item, and the negatives of the contrastive loss are what the user could have chosen in
+the same week (docs/adr/0005-batches-share-a-moment.md).
 
 Legend: B rows, U distinct users, I distinct items, P pairs of activity.
 """
@@ -104,38 +105,52 @@ class TrainingRows:
                 self._slices.append(part)
             progress(index + 1, len(grid))
         self.rows = sum(len(part.user) for part in self._slices)
-        self._log_q = self._item_log_q()
+        self._log_q: np.ndarray | None = None
 
-    def _item_log_q(self) -> np.ndarray:
-        """Log share of each item code among all positives, add-one smoothed."""
-        counts = np.ones(len(self._tables.item_rows), np.float64)
-        for part in self._slices:
-            positive = part.click if self._positives == "click" else part.conversion
-            np.add.at(counts, part.items.code[part.item[positive > 0]], 1.0)
-            np.add.at(counts, part.items.code[part.pair_item], 1.0)
-        return np.log(counts / counts.sum()).astype(np.float32)
+    def _item_log_q(self, batch_rows: int) -> np.ndarray:
+        """Log probability of each item code to be in a batch of its moment, from one epoch's batches.
+
+        An item enters a batch once however often it occurs there, so this is the chance of being among the
+        negatives. It levels off at 1 for popular items, which a share of all rows would not.
+        """
+        drawn = np.zeros(len(self._tables.item_rows), np.float64)
+        batches = 0
+        for index, chunk, pairs in self._plan(np.random.default_rng(0), batch_rows):
+            part = self._slices[index]
+            present = part.items.code[np.unique(np.concatenate([part.item[chunk], part.pair_item[pairs]]))]
+            drawn[present] += 1
+            batches += 1
+        return np.log((drawn + 0.3) / (batches + 0.3)).astype(np.float32)
+
+    def _plan(self, rng: np.random.Generator, batch_rows: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Return the batches of one epoch in the order of the slices: slice, rows, activity pairs."""
+        plan = []
+        for index, part in enumerate(self._slices):
+            pieces = max(1, round(len(part.user) / batch_rows))
+            # Rows and pairs are cut at the same users, so that a user's tower runs in one batch only.
+            shuffled = rng.permutation(len(part.users.code))
+            row_piece = shuffled[part.user] * pieces // len(shuffled)
+            pair_piece = shuffled[part.pair_user] * pieces // len(shuffled)
+            rows = [np.flatnonzero(row_piece == piece) for piece in range(pieces)]
+            pairs = [np.flatnonzero(pair_piece == piece) for piece in range(pieces)]
+            plan += [(index, chunk, some) for chunk, some in zip(rows, pairs, strict=True)]
+        return plan
 
     def epoch(self, number: int, *, batch_rows: int, seed: int) -> Iterator[TrainBatch]:
         """Yield the batches of one epoch; the same seed and number give the same batches."""
+        if self._log_q is None:
+            self._log_q = self._item_log_q(batch_rows)
         rng = np.random.default_rng([seed, number])
-        plans: list[tuple[int, np.ndarray, np.ndarray]] = []
-        for index, part in enumerate(self._slices):
-            shuffled = rng.permutation(len(part.users.code))
-            by_user = np.argsort(shuffled[part.user], kind="stable")
-            pieces = max(1, round(len(by_user) / batch_rows))
-            pairs = np.argsort(shuffled[part.pair_user], kind="stable")
-            pair_pieces = np.array_split(pairs, pieces)
-            for piece, chunk in enumerate(np.array_split(by_user, pieces)):
-                plans.append((index, chunk, pair_pieces[piece]))
-        for position in rng.permutation(len(plans)):
-            index, chunk, pairs = plans[position]
-            yield self._batch(self._slices[index], chunk, pairs)
+        plan = self._plan(rng, batch_rows)
+        for position in rng.permutation(len(plan)):
+            index, chunk, pairs = plan[position]
+            yield self._batch(self._slices[index], chunk, pairs, self._log_q)
 
     def steps(self, batch_rows: int) -> int:
         """Batches of one epoch."""
         return sum(max(1, round(len(part.user) / batch_rows)) for part in self._slices)
 
-    def _batch(self, part: _Slice, chunk: np.ndarray, pairs: np.ndarray) -> TrainBatch:
+    def _batch(self, part: _Slice, chunk: np.ndarray, pairs: np.ndarray, log_q: np.ndarray) -> TrainBatch:
         import torch
 
         from models.upstream.inputs import ContextBatch, TrainBatch
@@ -161,7 +176,7 @@ class TrainingRows:
             conversion_known=torch.from_numpy(part.conversion_known[chunk]),
             user_key=torch.from_numpy(part.users.code[users]),
             item_key=torch.from_numpy(part.items.code[items]),
-            item_log_q=torch.from_numpy(self._log_q[part.items.code[items]]),
+            item_log_q=torch.from_numpy(log_q[part.items.code[items]]),
             positive=torch.from_numpy(positive > 0),
             pos_user_index=torch.from_numpy(user_index[count:]),
             pos_item_index=torch.from_numpy(item_index[count:]),

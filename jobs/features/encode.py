@@ -103,7 +103,8 @@ class Vocabulary:
 class IdTable:
     """Rows of an id embedding: one per frequent id, and shared buckets for the long tail.
 
-    Row 0 is padding; rows 1..len(frequent) are the frequent ids' own; the buckets follow.
+    Row 0 is padding; rows 1..len(frequent) are the frequent ids' own; the buckets follow. Without buckets
+    the long tail reads as unknown, row 0.
     """
 
     frequent: list[str]
@@ -122,6 +123,8 @@ class IdTable:
     def encode(self, ids: pl.Series) -> np.ndarray:
         """Return int64 rows; an id without a row of its own gets a bucket by its hash."""
         own = Vocabulary(self.frequent).encode(ids)
+        if self.buckets == 0:
+            return own
         text = ids.cast(pl.String)
         missing = np.flatnonzero((own == 0) & text.is_not_null().to_numpy())
         hashed = [_bucket(text[int(position)], self.buckets) for position in missing]

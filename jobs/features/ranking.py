@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from models.downstream.inputs import RankerData, RankerSpec
 
 MIN_ID_COUNT = 5
-ID_BUCKETS = 256
 CROSS_BUCKETS = 2**17
 CROSS_VOCABULARY = (10, 20_000)
 CROSSES = 3
@@ -54,7 +53,7 @@ class RankerEncoder:
         """Return the ranker's inputs with every embedding; `dims` maps embedding views to D."""
         from models.downstream.inputs import RankerSpec
 
-        cats = [(name, self.ids[name].rows, 16) for name in self.fields.ids]
+        cats = [(name, self.ids[name].rows, 4) for name in self.fields.ids]
         cats += [
             (name, self.vocabularies[name].size, 8 if self.vocabularies[name].size > 20 else 4)
             for name in self.fields.cats
@@ -62,7 +61,7 @@ class RankerEncoder:
         return RankerSpec(
             cats=tuple(cats),
             nums=len(self.fields.nums) + len(_RATES),
-            crosses=tuple((f"{left} x {right}", CROSS_BUCKETS, 8) for left, right in self.fields.crosses),
+            crosses=tuple((f"{left} x {right}", CROSS_BUCKETS, 4) for left, right in self.fields.crosses),
             embeddings=tuple((view, dim) for view, dim in dims.items()),
             pairs=tuple(
                 (embedding_view("user", version), embedding_view("item", version)) for version in self.fields.versions
@@ -193,7 +192,7 @@ class TrainingSet:
         fields = fields_of(log, versions, {name: chosen[name].n_unique() for name in items})
         return RankerEncoder(
             fields,
-            {name: IdTable.fit(chosen[name], min_count=MIN_ID_COUNT, buckets=ID_BUCKETS) for name in fields.ids},
+            {name: IdTable.fit(chosen[name], min_count=MIN_ID_COUNT, buckets=0) for name in fields.ids},
             {name: Vocabulary.fit(chosen[name], min_count=2) for name in fields.cats},
         )
 
@@ -204,13 +203,13 @@ class TrainingSet:
         fields, frame = encoder.fields, self.frame
         encoded = {name: encoder.ids[name].encode(frame[name]) for name in fields.ids}
         encoded |= {name: encoder.vocabularies[name].encode(frame[name]) for name in fields.cats}
-        raw = numeric_matrix(frame, list(fields.nums))
+        raw = numeric_matrix(frame, list(fields.nums))  # the ranker takes logs and bins itself
         rates = [
             (frame[top].cast(pl.Float64) + prior * 0.02).to_numpy()
             / (frame[bottom].cast(pl.Float64) + prior).to_numpy()
             for _, top, bottom, prior in _RATES
         ]
-        nums = np.concatenate([np.sign(raw) * np.log1p(np.abs(raw)), np.log(np.stack(rates, axis=1))], axis=1)
+        nums = np.concatenate([raw, np.stack(rates, axis=1)], axis=1)
         crosses = [hash_cross(encoded[left], encoded[right], CROSS_BUCKETS) for left, right in fields.crosses]
         return RankerData(
             cats=np.stack([encoded[name] for name in (*fields.ids, *fields.cats)], axis=1).astype(np.int32),

@@ -23,7 +23,7 @@ from jobs.features.encode import (
 from jobs.features.history import STATS, Activity, UserHistory, known_items, stats
 from jobs.features.log import EventLog
 
-MIN_ITEM_COUNT = 20
+MIN_ITEM_COUNT = 5
 ID_BUCKETS = 2048
 
 
