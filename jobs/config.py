@@ -53,6 +53,9 @@ class Upstream(_Settings):
     click_weight: float = Field(1.0, ge=0)
     conversion_weight: float = Field(1.0, ge=0)
     contrastive_weight: float = Field(1.0, ge=0)
+    positives: Literal["click", "conversion"] = Field(
+        "conversion", description="outcome that, beside the activity, makes a pair attract in the contrastive loss"
+    )
     seed: int = 0
 
     @model_validator(mode="after")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from models.upstream.derm import DERM
 
 WARM_UP = timedelta(days=28)
-# A small log gets more passes, up to a bound: below a few hundred steps no space has formed yet.
-MIN_STEPS, MAX_EPOCHS = 400, 20
+# A small log gets more passes, up to a bound: below some two hundred steps no space has formed yet.
+MIN_STEPS, MAX_EPOCHS = 180, 20
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _train(
         grid,
         lag=ws.config.availability_lag,
         until=cutoff,
-        positives="click" if settings.click_weight > 0 else "conversion",
+        positives=settings.positives if rows["conversion"].any() else "click",
         activity_pairs=True,
         progress=lambda done, total: progress(f"read training rows of {version}", done, total),
     )
@@ -131,6 +131,8 @@ def _train(
     config = replace(
         preset.model(spec),
         seed=settings.seed,
+        click_rate=_rate(rows["click"].cast(float).mean()),
+        conversion_rate=_rate(rows.filter(rows["click"].fill_null(True))["conversion"].cast(float).mean()),
         losses=replace(
             preset.model(spec).losses,
             click_weight=settings.click_weight if rows["click"].null_count() == 0 else 0.0,
@@ -167,6 +169,11 @@ def _train(
         config=config.to_dict(),
     )
     return space, training.rows, history.records
+
+
+def _rate(mean: Any) -> float:
+    """Return a share that the heads can start from: strictly between 0 and 1."""
+    return min(max(float(mean or 0.0), 1e-4), 1 - 1e-4)
 
 
 def seed_item_rows(model: DERM, tables: Tables, cutoff: datetime) -> None:

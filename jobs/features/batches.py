@@ -1,9 +1,9 @@
 """Training batches of the upstream model, from opportunities and the tables of a grid of moments.
 
 An opportunity at time t reads the tables of the last grid moment whose features were available at t.
-A batch takes its rows from one grid moment and keeps each user's rows together, so that the towers run once
-per distinct user and item, and the negatives of the contrastive loss are what the user could have chosen in
-the same week (docs/adr/0005-batches-share-a-moment.md).
+A batch takes its rows from one grid moment, so that the towers run once per distinct user and item, and the
+negatives of the contrastive loss are what the user could have chosen in the same week
+(docs/adr/0005-batches-share-a-moment.md).
 
 Legend: B rows, U distinct users, I distinct items, P pairs of activity.
 """
@@ -127,12 +127,8 @@ class TrainingRows:
         plan = []
         for index, part in enumerate(self._slices):
             pieces = max(1, round(len(part.user) / batch_rows))
-            # Rows and pairs are cut at the same users, so that a user's tower runs in one batch only.
-            shuffled = rng.permutation(len(part.users.code))
-            row_piece = shuffled[part.user] * pieces // len(shuffled)
-            pair_piece = shuffled[part.pair_user] * pieces // len(shuffled)
-            rows = [np.flatnonzero(row_piece == piece) for piece in range(pieces)]
-            pairs = [np.flatnonzero(pair_piece == piece) for piece in range(pieces)]
+            rows = np.array_split(rng.permutation(len(part.user)), pieces)
+            pairs = np.array_split(rng.permutation(len(part.pair_user)), pieces)
             plan += [(index, chunk, some) for chunk, some in zip(rows, pairs, strict=True)]
         return plan
 

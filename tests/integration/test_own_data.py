@@ -78,7 +78,8 @@ def test_with_impressions_and_string_ids_all_tasks_run(tmp_path: Path) -> None:
     result = chain.run(Workspace.open(home))
     assert result.skipped == []
     assert {row["task"] for row in result.summary["lift"]} == {"ctr", "cvr"}
-    assert all(0.5 < row["auc"] < 1 for row in result.summary["lift"] if row["task"] == "ctr")
+    auc = {row["embeddings"]: row["auc"] for row in result.summary["lift"] if row["task"] == "ctr"}
+    assert auc["user+item"] > 0.55, auc
     rows = pl.read_parquet(sorted((home / "training_sets/ctr_ranker").glob("part-*.parquet")))
     assert rows["user_id"].dtype == pl.String
     assert rows["user_embedding_v1__embedding"].null_count() < rows.height
