@@ -78,7 +78,7 @@ def small() -> Preset:
         )
 
     # One pass: clicks of one visit come in clusters, and a second pass learns them by heart.
-    return Preset(48, 64, 4096, model, TrainConfig(epochs=1, embedding_learning_rate=1e-2))
+    return Preset(128, 64, 4096, model, TrainConfig(epochs=1, embedding_learning_rate=2e-2))
 
 
 def full() -> Preset:

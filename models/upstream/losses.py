@@ -42,7 +42,7 @@ class LossConfig:
     contrastive_weight: float = 0.2
     conversion: Literal["clicked", "esmm"] = "clicked"
     activity_weight: float = 1.0
-    temperature: float = 0.1
+    temperature: float = 0.05
     temperature_min: float = 0.02
     temperature_max: float = 1.0
 
