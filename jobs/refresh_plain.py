@@ -70,12 +70,13 @@ def _attributes(ws: Workspace, entity: Entity) -> Publication | None:
     frame = ws.log.attributes(entity)
     own_clock = "event_timestamp" in frame.columns
     key = join_key(entity)
+    clocks = [pl.col("event_timestamp").dt.epoch("us").alias("available_us"), pl.col("event_timestamp")]
     # Categories are text in the lake, whatever type they came in: one type for every reader.
     chosen = frame.select(
         key,
         *(pl.col(name).cast(pl.String) for name in columns.categorical),
         *(pl.col(name).cast(pl.Float64) for name in columns.numeric),
-        *([pl.col("event_timestamp").dt.epoch("us").alias("available_us"), "event_timestamp"] if own_clock else []),
+        *(clocks if own_clock else []),
     )
     if own_clock:
         created = pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")).alias("created")

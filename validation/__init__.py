@@ -1,1 +1,1 @@
-"""Frames in, verdicts out: what is wrong with input, vectors and snapshots. Imports contracts, never torch, models or jobs."""
+"""Frames in, verdicts out: what is wrong with input, vectors and snapshots. Never imports torch, models or jobs."""

@@ -106,7 +106,7 @@ class EventLog:
     def window(self, start: datetime, end: datetime) -> pl.DataFrame:
         """Return the coded events in [start, end) without reading the others."""
         times = self.coded["event_timestamp"]
-        low, high = (int(times.search_sorted(moment, side="left")) for moment in (start, end))  # type: ignore[arg-type]
+        low, high = (int(times.search_sorted(moment, side="left")) for moment in (start, end))
         return self.coded.slice(low, high - low)
 
     @property

@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 
+from feature_repo.contracts.naming import ENTITIES
+from feature_repo.contracts.types import Entity
 from jobs.features.encode import (
     Encoder,
     IdTable,
@@ -135,14 +137,13 @@ class Tables:
             self._encoder.numbers("item", frame),
         )
 
-    def _joined(self, entity: str, as_of: datetime, codes: np.ndarray) -> pl.DataFrame:
+    def _joined(self, entity: Entity, as_of: datetime, codes: np.ndarray) -> pl.DataFrame:
         """Return attributes and counts for the codes, in their order; counts of the unseen are 0."""
         return joined(self._log, entity, as_of, codes, self._coverage)
 
 
-def joined(log: EventLog, entity: str, as_of: datetime, codes: np.ndarray, coverage: timedelta) -> pl.DataFrame:
+def joined(log: EventLog, entity: Entity, as_of: datetime, codes: np.ndarray, coverage: timedelta) -> pl.DataFrame:
     """Return attributes and counts as of a moment for the given codes, in their order."""
-    assert entity in ("user", "item")
     key = f"{entity}_code"
     attributes = attributes_as_of(log, entity, as_of)
     counts = stats(log, entity, as_of, coverage).select(key, *STATS)
@@ -181,7 +182,7 @@ def fit_encoder(
     columns: dict[str, list[str]] = {}
     vocabularies: dict[str, Vocabulary] = {}
     standardizers: dict[str, Standardizer] = {}
-    for entity in ("user", "item"):
+    for entity in ENTITIES:
         kinds = log.attribute_columns(entity)
         codes = np.unique(rows[f"{entity}_code"].to_numpy() if entity == "user" else seen_items)
         frame = joined(log, entity, last, codes, coverage)
