@@ -28,7 +28,8 @@ def feature_schema(spec: FeatureSpec) -> dict[str, pa.DataType | None]:
 def feature_statistics(path: Path, spec: FeatureSpec, workdir: Path, previous: Path | None) -> tuple[Path, Summary]:
     """Write one row of statistics of a feature snapshot, whose schema has been checked, and return it.
 
-    Per feature column: ``<column>.nulls``, and for numbers ``<column>.nonfinite`` and ``<column>.negative``.
+    Per feature column: ``<column>.nulls``, and for numbers ``<column>.nonfinite`` and ``<column>.negative``;
+    and as ``features_...`` their sums over the columns in which they are a fault.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     id_name = f"{spec.entity}_id"
@@ -49,6 +50,10 @@ def feature_statistics(path: Path, spec: FeatureSpec, workdir: Path, previous: P
         "duplicate_keys": int(duplicate_N.sum()),
         "distinct_keys": distinct,
         **counts,
+        **{
+            f"features_{statistic}": sum(counts[f"{name}.{statistic}"] for name in columns)
+            for statistic, columns, _ in _faults(spec).values()
+        },
         **clocks.totals(),
     }
     if previous is not None:
@@ -80,14 +85,23 @@ def feature_rules(spec: FeatureSpec, bounds: Bounds, summary: Summary) -> list[R
         Rule("id_unique", "summary", "duplicate_keys", 0, 0, why="an entity has two rows of one moment"),
         *whole_rules(spec.min_rows, spec.max_rows),
     ]
-    for name, kind in spec.columns.items():
-        if name not in spec.nullable:
-            rules.append(Rule(f"{name}_not_null", "summary", f"{name}.nulls", 0, 0, why="a feature is missing"))
-        if pa.types.is_floating(kind):
-            rules.append(Rule(f"{name}_finite", "summary", f"{name}.nonfinite", 0, 0, why="NaN or infinite"))
-        is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
-        if is_number and name not in spec.may_be_negative:
-            rules.append(Rule(f"{name}_not_negative", "summary", f"{name}.negative", 0, 0, why="a count below zero"))
+    # One expectation per fault rather than per column: each costs Great Expectations milliseconds.
+    for fault, (statistic, columns, why) in _faults(spec).items():
+        if columns:
+            guilty = [name for name in columns if summary[f"{name}.{statistic}"]]
+            told = f"{why} in {', '.join(guilty)}" if guilty else why
+            rules.append(Rule(f"features_{fault}", "summary", f"features_{statistic}", 0, 0, why=told))
     if "previous_rows" in summary:
         rules += previous_rules(bounds)
     return rules
+
+
+def _faults(spec: FeatureSpec) -> dict[str, tuple[str, list[str], str]]:
+    """Return per fault the statistic that counts it, the columns it is a fault in, and what it means."""
+    floats = [name for name, kind in spec.columns.items() if pa.types.is_floating(kind)]
+    numbers = [name for name, kind in spec.columns.items() if pa.types.is_integer(kind) or name in floats]
+    return {
+        "not_null": ("nulls", [name for name in spec.columns if name not in spec.nullable], "a feature is missing"),
+        "finite": ("nonfinite", floats, "NaN or infinite"),
+        "not_negative": ("negative", [n for n in numbers if n not in spec.may_be_negative], "a count below zero"),
+    }
