@@ -91,7 +91,7 @@ class RankerTensors:
                 table, fallback = np.zeros((1, dim), dtype=np.float32), 0
             else:
                 fallback = int(index[~missing][0])
-            self._tables.append(torch.from_numpy(np.ascontiguousarray(table, dtype=np.float32)))
+            self._tables.append(torch.from_numpy(np.require(table, np.float32, ["C", "W"])))
             self._rows.append(torch.from_numpy(np.where(missing, fallback, index).astype(np.int64)))
         self._present = torch.from_numpy(present)
         self.label = torch.from_numpy(data.label.astype(np.float32))
