@@ -107,7 +107,8 @@ def _table(rows: list[dict[str, str]], title: str = "") -> None:
         table.add_column(name)
     for row in rows:
         table.add_row(*row.values())
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    # A pipe has no width; a narrow default would cut the numbers.
+    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
 
 
 @app.command()
