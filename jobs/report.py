@@ -274,7 +274,8 @@ def _gate(gate: Part) -> Part | None:
     if not gate:
         return None
     snapshots = sorted((row for row in _rows(gate, "snapshots") if moment(row.get("as_of"))), key=_stamp)
-    times = sorted({_stamp(row) for row in snapshots})
+    # What holds at any time is recorded as of 1970; on the axis it would leave no room for the refreshes.
+    times = sorted({_stamp(row) for row in snapshots if _stamp(row) > 0})
     scale = Scale(times[0], times[-1] + _usual_gap(times)) if times else Scale(0.0, 1.0)
     views: dict[str, list[Part]] = {}
     for row in snapshots:
@@ -285,7 +286,7 @@ def _gate(gate: Part) -> Part | None:
         label = f"{view}: {len(rows) - len(refused)} accepted, {len(refused)} refused"
         label += f" (as of {', '.join(day(row['as_of']) for row in refused)})" if refused else ""
         line = {"view": view, "accepted": len(rows) - len(refused), "refused": len(refused), "last": rows[-1]}
-        line["chart"] = draw.strip(scale, _cells(rows), label)
+        line["chart"] = draw.strip(scale, _cells([row for row in rows if _stamp(row) > 0]), label)
         line["seconds"] = statistics.median(_numbers([row.get("seconds") for row in rows]) or [math.nan])
         line["checks"] = _rows(rows[-1], "checks")
         lines.append(line)
@@ -304,7 +305,8 @@ def _cells(rows: Sequence[Part]) -> list[draw.Cell]:
     """Return one view's snapshots, each from its `as_of` until the next refresh was due."""
     times = sorted({_stamp(row) for row in rows})
     gap = _usual_gap(times)
-    ends = {time: min(later, time + gap) for time, later in zip(times, [*times[1:], math.inf], strict=True)}
+    following = [*times[1:], math.inf][: len(times)]
+    ends = {time: min(later, time + gap) for time, later in zip(times, following, strict=True)}
     cells = []
     for time, group in groupby(rows, key=_stamp):
         tries = list(group)  # a refused snapshot and its repetition share one as_of

@@ -349,3 +349,14 @@ def test_calendar_labels_are_few_and_inside(days: int) -> None:
     labels = report_charts.time_ticks(start, end, 6)
     assert len(labels) <= 7
     assert all(start <= time <= end for time, _ in labels)
+
+
+def test_snapshots_that_hold_at_any_time_do_not_stretch_the_axis() -> None:
+    summary = json.loads(Path(__file__).with_name("report_sample.json").read_text(encoding="utf-8"))
+    plain = render(summary)
+    always = {"snapshot_id": "a", "view": "item_attributes", "as_of": "1970-01-01T00:00:00+00:00", "accepted": True}
+    summary["gate"]["snapshots"].append({**always, "rows": 5, "checks": []})
+    page = render(summary)
+    assert "item_attributes" in page
+    calendars = [re.findall(r"<text[^>]*>([^<]*)</text>", text) for text in (plain, page)]
+    assert calendars[0] == calendars[1]
