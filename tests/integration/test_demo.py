@@ -131,7 +131,8 @@ def test_smoothing_is_the_declared_mix_of_old_and_new(home: Path) -> None:
 
     ws = Workspace.open(home)
     first, second = ws.ledger.snapshots("user_embedding_v1", accepted=True)[:2]
-    old = dict(zip(*[x.tolist() for x in read_vectors(home / first.path, "user_id")], strict=True))
+    old_ids, old_vectors = read_vectors(home / first.path, "user_id")
+    old = dict(zip(old_ids.to_list(), old_vectors, strict=True))
     ids, stored = read_vectors(home / second.path, "user_id")
     upstream = Upstream(ws, ws.ledger.space(second.space_id or ""))
     raw_ids, raw, _ = upstream.infer("user", second.as_of)
@@ -139,7 +140,7 @@ def test_smoothing_is_the_declared_mix_of_old_and_new(home: Path) -> None:
     for position, user in enumerate(ids.to_list()):
         mixed = raw[position].astype(float)
         if user in old:
-            mixed = 0.8 * np.array(old[user]) + 0.2 * mixed
+            mixed = 0.8 * old[user].astype(float) + 0.2 * mixed
         assert np.allclose(stored[position], mixed / np.linalg.norm(mixed), atol=1e-5)
 
 
