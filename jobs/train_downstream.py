@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,11 @@ from feature_repo.contracts.naming import embedding_view
 from feature_repo.lake import read_json, replacing, write_json
 from jobs.workspace import Progress, Workspace, silent
 
+if TYPE_CHECKING:
+    from models.downstream.fit import FitConfig
+
 LABELS = {"ctr": "click", "cvr": "conversion"}
+SMALL_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,7 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     if not manifest_file.exists():
         raise NotReadyError(f"'{name}' has no training set yet. Run `headwater training-set {name}` first.")
     manifest = read_json(manifest_file)
-    from models.downstream.fit import FitConfig
-
-    config = FitConfig()
+    config = fit_config(manifest["rows"])
     request = {"training_set": manifest["request"], "seeds": ws.config.seeds, "fit": asdict(config)}
     key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
     folder = ws.home.artifacts / f"{name}-{key}"
@@ -91,6 +93,17 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     record = {"views": manifest["request"]["views"], "artifact": str(folder.relative_to(ws.home.root))}
     ws.ledger.put_consumer(name, consumer.task, list(consumer.versions), record)
     return Result(name, folder, variants, reused)
+
+
+def fit_config(rows: int) -> FitConfig:
+    """Return how rankers are trained on a training set of so many rows; early stopping ends it sooner.
+
+    The default takes a few hundred steps per epoch on a large log. A small one would see a handful of steps
+    in three epochs, so it gets smaller batches and more passes.
+    """
+    from models.downstream.fit import FitConfig
+
+    return FitConfig() if rows >= SMALL_ROWS else FitConfig(batch_size=128, max_epochs=10, learning_rate=1e-3)
 
 
 def _train_all(

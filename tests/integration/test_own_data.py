@@ -88,8 +88,8 @@ def test_with_impressions_and_string_ids_all_tasks_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        (["train-upstream", "v1"], "holds no event log"),
-        (["run"], "holds no event log"),
+        (["train-upstream", "v1"], "holds no dataset yet"),
+        (["run"], "holds no dataset yet"),
         (["materialize"], "headwater apply"),
         (["evaluate"], "train-downstream"),
         (["train-downstream", "ctr_ranker"], "headwater training-set"),
