@@ -17,6 +17,11 @@ class Result:
     moments: tuple[datetime, ...]
     publications: tuple[Publication, ...]
 
+    @property
+    def reused(self) -> bool:
+        """Whether every snapshot was there already."""
+        return all(publication.reused for publication in self.publications)
+
 
 def run(
     ws: Workspace,

@@ -194,7 +194,11 @@ def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_state(home: 
 def test_running_a_finished_demo_again_changes_nothing(home: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (home / "lake").rglob("*.parquet")}
     space = [space.space_id for space in Ledger(home / "ledger.db").spaces()]
+    timings = json.loads((home / "reports/timings.json").read_text())
     demo.run(home, households=HOUSEHOLDS, config=TINY)
+    again = json.loads((home / "reports/timings.json").read_text())
+    long = [stage for stage in timings if stage.startswith(("train", "backfill", "ingest", "retrieve"))]
+    assert len(long) > 5 and all(again[stage] == timings[stage] for stage in long)
     assert {path: path.stat().st_mtime_ns for path in (home / "lake").rglob("*.parquet")} == before
     assert [space.space_id for space in Ledger(home / "ledger.db").spaces()] == space
 
