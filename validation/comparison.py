@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.contracts.errors import LakeError
-from validation.drift import compare_vectors
+from validation.drift import compare_spaces, compare_vectors
 from validation.measures import FloatArray, list_block, null_mask
 from validation.specs import SnapshotSpec
 from validation.tables import Summary, iter_batches, read_column
@@ -56,6 +56,29 @@ def compare_snapshots(path: Path, ids: pa.Array, previous: Path, spec: SnapshotS
     return result | compare_vectors(now_SD, before_SD, spec.smoothing)
 
 
+def compare_anchor(path: Path, ids: pa.Array, anchor: Path, spec: SnapshotSpec, sample: int = SAMPLE) -> Summary:
+    """Compare with an old snapshot of the same version: small steps in one direction add up there.
+
+    Returns
+    -------
+    dict
+        ``anchor_comparable``, and ``anchor_cosine_mean``, ``anchor_identity`` and ``anchor_space_gain`` as in
+        :func:`validation.drift.compare_vectors`; those are NaN where too few can be compared.
+
+    Raises
+    ------
+    LakeError
+        If the old snapshot cannot be read.
+    """
+    here, there = match_ids(ids, read_previous(anchor, f"{spec.entity}_id"))
+    if len(here) > sample:
+        chosen = np.linspace(0, len(here) - 1, sample).astype(np.int64)
+        here, there = here[chosen], there[chosen]
+    with _blaming(anchor):
+        before_SD = gather_vectors(anchor, there, spec.dim)
+    return {f"anchor_{name}": value for name, value in compare_spaces(gather_vectors(path, here, spec.dim), before_SD)}
+
+
 def norm_ratio(mean_raw_norm: float, previous: Path) -> Summary:
     """Return the mean norm before normalizing over that of the previous snapshot; unit vectors hide it."""
     norms = read_previous(previous, "norm").drop_null().to_numpy()
@@ -82,7 +105,7 @@ def _blaming(previous: Path) -> Iterator[None]:
 
 def compare_ids(ids: pa.Array, previous_ids: pa.Array) -> tuple[Summary, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return row ratio and coverage, and the row numbers of the common entities in both files."""
-    here, there = _match(ids, previous_ids)
+    here, there = match_ids(ids, previous_ids)
     previous_rows = len(previous_ids)
     common = len(np.unique(there))
     summary: Summary = {
@@ -101,7 +124,7 @@ def seconds_after(previous: Path, available_at: datetime) -> Summary:
     return {"seconds_after_previous": np.nan if latest is None else (available_at - latest).total_seconds()}
 
 
-def _match(ids: pa.Array, previous_ids: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def match_ids(ids: pa.Array, previous_ids: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the row numbers of the common entities in both files, in the order of the first file."""
     if ids.type != previous_ids.type:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)

@@ -82,6 +82,18 @@ def compare_vectors(now_SD: FloatArray, before_SD: FloatArray, smoothing: float 
     }
 
 
+def compare_spaces(now_SD: FloatArray, before_SD: FloatArray) -> list[tuple[str, float]]:
+    """Return the few statistics of :func:`compare_vectors` that hold over a long time, by name."""
+    usable_S = _usable(now_SD) & _usable(before_SD)
+    now, before = _unit(now_SD[usable_S]), _unit(before_SD[usable_S])
+    names = ("comparable", "cosine_mean", "identity", "space_gain")
+    if len(now) < MIN_SAMPLE:
+        return list(zip(names, (len(now), np.nan, np.nan, np.nan), strict=True))
+    cosine = float(np.einsum("sd,sd->s", now, before).mean())
+    values = (len(now), cosine, _identity(now, before)[1], _procrustes(now, before)[1])
+    return list(zip(names, values, strict=True))
+
+
 def unsmooth(now_SD: FloatArray, before_SD: FloatArray, keep: float) -> tuple[FloatArray, int]:
     """Take smoothing off again: return what the model really said, and how many vectors it cannot have said.
 

@@ -37,6 +37,29 @@ def drift_rules(bounds: Bounds, summary: Summary, history: Sequence[Verdict] = (
     return [*rules, *_entity_rules(bounds, comparable, history), *_space_rules(bounds, history)]
 
 
+def anchor_rules(bounds: Bounds, summary: Summary) -> list[Rule]:
+    """Return the rules against an old snapshot; none when `summary` holds no comparison or too small a one."""
+    if int(summary.get("anchor_comparable", 0)) < MIN_SAMPLE:
+        return []
+    slow = "small steps of many refreshes added up to"
+    return [
+        must(
+            "anchor_cosine_mean",
+            "anchor_cosine_mean",
+            (bounds.anchor_cosine_mean, None),
+            f"{slow} vectors that have nothing to do with the old ones",
+        ),
+        must("anchor_identity", "anchor_identity", (bounds.anchor_identity, None), f"{slow} other entities' vectors"),
+        must("anchor_space", "anchor_space_gain", (None, bounds.anchor_space_gain), f"{slow} another space"),
+        warn(
+            "anchor_space_usual",
+            "anchor_space_gain",
+            (None, bounds.usual_anchor_space_gain),
+            "the space turns slowly",
+        ),
+    ]
+
+
 def _coverage_floor(bounds: Bounds, history: Sequence[Verdict]) -> HistoryBound:
     past = observed(history, "coverage")
     if len(past) and past.min() == 1.0:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from feature_repo.contracts.types import Check, Verdict
-from validation.drift_rules import drift_rules
+from validation.drift_rules import anchor_rules, drift_rules
+from validation.evidence import Evidence, evidence_rules, evidence_statistics
 from validation.features import feature_rules, feature_schema, feature_statistics
 from validation.files import check_file, check_row_groups, snapshot_schema
 from validation.rules import Rule, Table, snapshot_rules
@@ -55,17 +56,44 @@ class Gate:
         *,
         workdir: Path,
         previous: Path | None = None,
+        anchor: Path | None = None,
         history: Sequence[Verdict] = (),
+        evidence: Callable[[], Evidence] | None = None,
     ) -> Verdict:
         """Return the verdict on one embedding snapshot; see :func:`check_snapshot`."""
 
         def measure() -> Measured:
-            found = snapshot_statistics(path, spec, workdir=workdir, previous=previous)
+            found = snapshot_statistics(path, spec, workdir=workdir, previous=previous, anchor=anchor)
             rules = snapshot_rules(spec, self.bounds, int(found.summary["rows"]))
             rules += drift_rules(self.bounds, found.summary, history)
+            rules += anchor_rules(self.bounds, found.summary)
             return {"rows": found.rows_path, "summary": found.summary_path}, [*rules, *self.extra]
 
-        return self._judge(path, snapshot_schema(spec.entity, spec.id_type), measure)
+        verdict = self._judge(path, snapshot_schema(spec.entity, spec.id_type), measure)
+        if evidence is None or not verdict.accepted:
+            # Running models on rows that are refused already would only bury the reason under their errors.
+            return verdict
+        return self._with_evidence(verdict, path, spec, previous, evidence, workdir)
+
+    def _with_evidence(
+        self,
+        verdict: Verdict,
+        path: Path,
+        spec: SnapshotSpec,
+        previous: Path | None,
+        evidence: Callable[[], Evidence],
+        workdir: Path,
+    ) -> Verdict:
+        try:
+            found = evidence()
+            rules = evidence_rules(found, self.bounds)
+            if not rules:
+                return verdict
+            table, _ = evidence_statistics(path, spec, previous, found, self.bounds, workdir)
+            judged, doubts = self.runner.run({"summary": table}, rules)
+        except Exception as error:
+            return Verdict(False, verdict.checks, f"The evidence is missing: {type(error).__name__}: {error}")
+        return decide([*verdict.checks, *judged], doubts)
 
     def check_features(self, path: Path, spec: FeatureSpec, *, workdir: Path, previous: Path | None = None) -> Verdict:
         """Return the verdict on one snapshot of plain features; see :func:`check_feature_snapshot`."""
@@ -138,7 +166,9 @@ def check_snapshot(
     *,
     workdir: Path,
     previous: Path | None = None,
+    anchor: Path | None = None,
     history: Sequence[Verdict] = (),
+    evidence: Callable[[], Evidence] | None = None,
 ) -> Verdict:
     """Hold one embedding snapshot against what it claims to be.
 
@@ -152,15 +182,22 @@ def check_snapshot(
         Scratch folder; ``<snapshot_id>.rows.parquet`` and ``<snapshot_id>.summary.parquet`` are left there.
     previous
         The last accepted snapshot of the same view, or None for the first.
+    anchor
+        An old accepted snapshot of the same view, where small steps of many refreshes have added up.
     history
         Verdicts of earlier accepted snapshots of the same view, oldest first.
+    evidence
+        Called only when everything else is accepted: the model's own output again, and live consumers. What
+        it raises is a refusal.
 
     Returns
     -------
     Verdict
         With every check's value and bound. Never raises for a bad file.
     """
-    return default_gate().check(path, spec, workdir=workdir, previous=previous, history=history)
+    return default_gate().check(
+        path, spec, workdir=workdir, previous=previous, anchor=anchor, history=history, evidence=evidence
+    )
 
 
 def check_feature_snapshot(path: Path, spec: FeatureSpec, *, workdir: Path, previous: Path | None = None) -> Verdict:

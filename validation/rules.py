@@ -99,6 +99,13 @@ def snapshot_rules(spec: SnapshotSpec, bounds: Bounds, rows: int) -> list[Rule]:
     )
     if spec.known_ids is not None:
         rules.append(must("id_known", "unknown_ids", (0, 0), "ids that no table of entities has"))
+    if spec.active_ids is not None:
+        missing = "active entities have no row"
+        rules += [
+            must("active_coverage", "active_coverage", (bounds.active_coverage, None), missing),
+            warn("active_coverage_usual", "active_coverage", (bounds.usual_active_coverage, None), missing),
+            must("inactive_share", "inactive_share", (None, bounds.inactive_share), "rows of entities that left"),
+        ]
     if rows >= MIN_SAMPLE and spec.dim > 1:
         rules += _collapse_rules(spec.dim, bounds)
     return rules

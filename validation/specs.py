@@ -35,6 +35,8 @@ class SnapshotSpec:
         When given, rows created more than a minute later are refused as coming from the future.
     known_ids
         When given, ids outside it are refused.
+    active_ids
+        When given, the entities that must have a row, and the only ones that should.
     smoothing
         Share of the previous vector that was mixed in before normalizing again; None where nothing was.
         Above one half the gate takes the smoothing off before it compares, since it hides bad vectors.
@@ -50,6 +52,7 @@ class SnapshotSpec:
     max_rows: int | None = None
     checked_at: datetime | None = None
     known_ids: pa.Array | None = None
+    active_ids: pa.Array | None = None
     smoothing: float | None = None
 
     def __post_init__(self) -> None:
@@ -172,6 +175,17 @@ class Bounds:
     usual_neighbour_overlap: float = 0.1
     usual_psi: float = 0.25
     usual_unchanged_share: float = 0.99
+    active_coverage: float = 0.98
+    usual_active_coverage: float = 0.999
+    inactive_share: float = 0.02
+    anchor_cosine_mean: float = 0.0
+    anchor_identity: float = 0.7
+    anchor_space_gain: float = 0.1
+    usual_anchor_space_gain: float = 0.03
+    agreement: float = 0.999
+    usual_agreement: float = 0.99999
+    canary_fall: float = 0.003
+    canary_noises: float = 3.0
     max_seconds_after_previous: float | None = None
     min_history: int = 5
     history_spreads: float = 8.0

@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.contracts.errors import LakeError
 from validation.clocks import Clocks
-from validation.comparison import compare_snapshots, norm_ratio, seconds_after
+from validation.comparison import compare_anchor, compare_snapshots, norm_ratio, seconds_after
 from validation.files import snapshot_schema
 from validation.measures import Spread, spread_of
 from validation.row_table import RowTable
@@ -42,6 +43,7 @@ def snapshot_statistics(
     *,
     workdir: Path,
     previous: Path | None = None,
+    anchor: Path | None = None,
     row_limit: int = ROW_LIMIT,
 ) -> SnapshotStatistics:
     """Measure a snapshot whose schema has been checked already.
@@ -54,6 +56,8 @@ def snapshot_statistics(
         The tables are written there as ``<snapshot_id>.rows.parquet`` and ``<snapshot_id>.summary.parquet``.
     previous
         Snapshot of the same view and version to compare with.
+    anchor
+        An old one, to see small steps that add up.
     row_limit
         Above this many rows the per-row table holds only offending rows (10,000 of each kind at most)
         and an even sample, which bounds the memory of everything behind it.
@@ -85,6 +89,7 @@ def snapshot_statistics(
         "duplicate_ids": int(duplicate_N.sum()),
         "distinct_ids": distinct,
         "unknown_ids": 0 if spec.known_ids is None else _unknown(ids, spec.known_ids),
+        **({} if spec.active_ids is None else _activity(ids, spec.active_ids)),
         **row_table.totals(),
         **clocks.totals(),
         "effective_rank": spread.effective_rank,
@@ -97,9 +102,22 @@ def snapshot_statistics(
         summary |= compare_snapshots(path, ids, previous, spec)
         summary |= norm_ratio(float(summary["mean_raw_norm"]), previous)
         summary |= seconds_after(previous, spec.available_at)
+    if anchor is not None:
+        summary |= compare_anchor(path, ids, anchor, spec)
     summary_path = write_summary(workdir / f"{spec.snapshot_id}.summary.parquet", summary)
     return SnapshotStatistics(row_table.path, summary_path, summary, spread)
 
 
 def _unknown(ids: pa.Array, known_ids: pa.Array) -> int:
     return int(pc.sum(pc.invert(pc.is_in(ids.drop_null(), value_set=known_ids.cast(ids.type)))).as_py() or 0)
+
+
+def _activity(ids: pa.Array, active_ids: pa.Array) -> Summary:
+    """Return the share of active entities that have a row, and the share of rows that are of no active one."""
+    active = active_ids.cast(ids.type)
+    present = int(pc.sum(pc.is_in(active, value_set=ids.drop_null())).as_py() or 0)
+    expected = int(pc.sum(pc.is_in(ids, value_set=active)).as_py() or 0)
+    return {
+        "active_coverage": present / len(active) if len(active) else np.nan,
+        "inactive_share": 1 - expected / len(ids),
+    }

@@ -40,11 +40,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decided. Accepted only if every critical check ran and is exactly True."""
+    """What the gate decided, and how long it took. Accepted only if every critical check ran and is exactly True."""
 
     accepted: bool
     checks: tuple[Check, ...]
     error: str | None = None
+    seconds: float | None = None
 
     def failures(self) -> tuple[Check, ...]:
         """Return the critical checks that did not pass."""
@@ -57,7 +58,8 @@ class Verdict:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Verdict:
         """Read what :meth:`to_dict` wrote."""
-        return cls(values["accepted"], tuple(Check(**check) for check in values["checks"]), values["error"])
+        checks = tuple(Check(**check) for check in values["checks"])
+        return cls(values["accepted"], checks, values["error"], values.get("seconds"))
 
 
 @dataclass(frozen=True)
