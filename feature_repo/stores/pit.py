@@ -1,0 +1,261 @@
+"""The Feast plug-in: historical features by the engine of this package, everything else by Feast's DuckDB store.
+
+Adopt it in any Feast repository with one line in ``feature_store.yaml``::
+
+    offline_store:
+        type: feature_repo.stores.pit.PitOfflineStore
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+from feast.data_format import ParquetFormat
+from feast.data_source import DataSource
+from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
+from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig, _read_data_source
+from feast.infra.offline_stores.file_source import FileSource
+from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
+from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.on_demand_feature_view import OnDemandFeatureView
+from feast.repo_config import RepoConfig
+from pydantic import Field
+
+from feature_repo.contracts.errors import ConfigError
+from feature_repo.stores.clocks import Naive
+from feature_repo.stores.engine import Settings, ViewJoin
+from feature_repo.stores.job import GIGABYTE, PitRetrievalJob
+from feature_repo.stores.labels import FileLabels, Labels, TableLabels
+from feature_repo.stores.sources import Clocks, File, Source, TableFile, Twins, open_files
+
+LAG_TAG = "availability_lag_seconds"
+_MICROSECOND = timedelta(microseconds=1)
+# What one stored row's keys and clocks take while they are sorted.
+_BYTES_PER_KEY = 64
+_SQL = re.compile(r"\s*(select|with)\s", re.IGNORECASE)
+
+
+class PitOfflineStoreConfig(DuckDBOfflineStoreConfig):
+    """Settings under ``offline_store`` in ``feature_store.yaml``."""
+
+    type: Literal["feature_repo.stores.pit.PitOfflineStore"] = "feature_repo.stores.pit.PitOfflineStore"
+
+    strict: bool = False
+    """Hide rows that were written after the label (created <= label time)."""
+
+    availability_lag_seconds: int = Field(0, ge=0)
+    """How long after its event_timestamp a row can be read; a view's or source's tag of that name overrides it."""
+
+    naive_timestamps: Naive = "error"
+    """What to do with timestamps without a time zone: refuse them, or take them as UTC."""
+
+    twins: Twins = "use"
+    """Memory-mapped twins of the Parquet files: off, use those that are current, build those that are not."""
+
+    memory_limit_gb: float = Field(4.0, gt=0.25)
+    """About how much memory a streamed join may take."""
+
+    threads: int | None = Field(None, ge=1)
+    """Parts of files that are read at the same time; all available cores by default."""
+
+
+class PitOfflineStore(DuckDBOfflineStore):
+    """Feast's DuckDB store with another historical join, and with relative paths that mean the repository."""
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame | str | None,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        filter_by_created_timestamp: bool = False,
+        **kwargs: Any,
+    ) -> RetrievalJob:
+        """Return a job that joins features to labels as each label's time knew them.
+
+        Parameters
+        ----------
+        entity_df
+            The labels: a data frame, or the path or glob of Parquet files, which may be larger than memory.
+        filter_by_created_timestamp
+            Strict mode for this call.
+
+        Raises
+        ------
+        ConfigError
+            If `entity_df` is neither of these.
+        InputDataError
+            If the labels lack columns or have timestamps without a time zone.
+        """
+        store = config.offline_store
+        labels = _labels(config, entity_df)
+        empty = labels.schema.empty_table().to_pandas()
+        time_column = infer_event_timestamp_from_entity_df(dict(zip(empty.columns, empty.dtypes, strict=True)))
+        strict = store.strict or filter_by_created_timestamp
+        joins = [_view_join(config, view, feature_refs, full_feature_names, strict) for view in feature_views]
+        settings = Settings(
+            strict=strict,
+            naive=store.naive_timestamps,
+            threads=store.threads or len(os.sched_getaffinity(0)),
+            piece_rows=int(store.memory_limit_gb * GIGABYTE / 16 / _BYTES_PER_KEY),
+        )
+        return PitRetrievalJob(
+            config=config,
+            labels=labels,
+            time_column=time_column,
+            views=joins,
+            settings=settings,
+            on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            full_feature_names=full_feature_names,
+            metadata=RetrievalMetadata(
+                features=feature_refs, keys=[name for name in labels.schema.names if name != time_column]
+            ),
+        )
+
+    @staticmethod
+    def pull_latest_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime,
+        end_date: datetime,
+    ) -> RetrievalJob:
+        """Return the latest row of each key in a time range, as Feast's DuckDB store does."""
+        return DuckDBOfflineStore.pull_latest_from_table_or_query(
+            config,
+            _absolute(config, data_source),
+            join_key_columns,
+            feature_name_columns,
+            timestamp_field,
+            created_timestamp_column,
+            start_date,
+            end_date,
+        )
+
+    @staticmethod
+    def pull_all_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> RetrievalJob:
+        """Return all rows in a time range, as Feast's DuckDB store does."""
+        return DuckDBOfflineStore.pull_all_from_table_or_query(
+            config,
+            _absolute(config, data_source),
+            join_key_columns,
+            feature_name_columns,
+            timestamp_field,
+            created_timestamp_column,
+            start_date,
+            end_date,
+        )
+
+    @staticmethod
+    def offline_write_batch(
+        config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
+    ) -> None:
+        """Append rows to a view's source, as Feast's DuckDB store does."""
+        view = copy.copy(feature_view)
+        if view.batch_source is not None:
+            view.batch_source = _absolute(config, view.batch_source)
+        DuckDBOfflineStore.offline_write_batch(config, view, table, progress)
+
+
+def _labels(config: RepoConfig, entity_df: pd.DataFrame | str | None) -> Labels:
+    if isinstance(entity_df, pd.DataFrame):
+        return TableLabels(pa.Table.from_pandas(entity_df, preserve_index=False).replace_schema_metadata(None))
+    if isinstance(entity_df, str) and not _SQL.match(entity_df):
+        return FileLabels(_path(config, str(entity_df)))
+    given = "nothing" if entity_df is None else f"'{str(entity_df)[:60]}'"
+    raise ConfigError(
+        f"The labels (entity_df) are {given}. This store runs no SQL and makes no labels from a time range: pass a "
+        "data frame, or the path or glob of Parquet files."
+    )
+
+
+def _view_join(
+    config: RepoConfig, view: FeatureView, feature_refs: Sequence[str], full_feature_names: bool, strict: bool
+) -> ViewJoin:
+    """Translate a Feast view: names as in the labels and the result on one side, as in the files on the other."""
+    source = view.batch_source
+    if source is None:
+        raise ConfigError(f"The feature view '{view.name}' has no batch source, so it has no history to join.")
+    stored = {new: old for old, new in source.field_mapping.items()}
+    projection = view.projection
+    keys = tuple(
+        (projection.join_key_map.get(column.name, column.name), stored.get(column.name, column.name))
+        for column in view.entity_columns
+        if column.name != DUMMY_ENTITY_ID
+    )
+    asked = dict.fromkeys(
+        ref.split(":", 1)[1] for ref in feature_refs if ref.split(":", 1)[0] == projection.name_to_use()
+    )
+    prefix = f"{projection.name_alias or view.name}__" if full_feature_names else ""
+    lag = view.tags.get(LAG_TAG) or (source.tags or {}).get(LAG_TAG) or config.offline_store.availability_lag_seconds
+    naive: Naive = config.offline_store.naive_timestamps
+    created = source.created_timestamp_column
+    clocks = Clocks(
+        stored.get(source.timestamp_field, source.timestamp_field),
+        stored.get(created, created) if created else None,
+        int(lag) * 1_000_000,
+        naive,
+        naive if strict else "utc",
+    )
+    files = _files(config, source, [name for _, name in keys], [stored.get(name, name) for name in asked])
+    ttl = view.ttl // _MICROSECOND if view.ttl else 0
+    return ViewJoin(
+        view.name,
+        Source(files, clocks),
+        keys,
+        ttl,
+        tuple((prefix + name, stored.get(name, name)) for name in asked),
+    )
+
+
+def _files(config: RepoConfig, source: DataSource, keys: Sequence[str], features: Sequence[str]) -> Sequence[File]:
+    """Open a view's files; what only Feast can read (other formats, places, partition columns) is read by Feast."""
+    if isinstance(source, FileSource) and _is_local_parquet(source):
+        files = open_files(_path(config, source.path), keys, config.offline_store.twins)
+        named = {name for file in files for name in file.schema.names}
+        if named >= {*keys, *features}:
+            return files
+    return [TableFile(_read_data_source(_absolute(config, source), str(config.repo_path)).to_pyarrow())]
+
+
+def _is_local_parquet(source: FileSource) -> bool:
+    if "://" in source.path.removeprefix("file://"):
+        return False
+    return source.file_format is None or isinstance(source.file_format, ParquetFormat)
+
+
+def _path(config: RepoConfig, path: str) -> Path:
+    return Path(FileSource.get_uri_for_file_path(config.repo_path, path.removeprefix("file://")))
+
+
+def _absolute(config: RepoConfig, source: DataSource) -> DataSource:
+    """Return a file source with its path resolved against the repository; any other as it is."""
+    if not isinstance(source, FileSource) or "://" in source.path:
+        return source
+    resolved = copy.deepcopy(source)
+    resolved.file_options.uri = str(_path(config, source.path))
+    return resolved
