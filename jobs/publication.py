@@ -8,8 +8,9 @@ Killed at any point and run again, the result is the same: an unrecorded file is
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -91,11 +92,12 @@ def publish(
     final = ws.home.snapshot_file(view.name, as_of)
     snapshot_id = f"{view.name}-{moment_stem(as_of)}"
     refused = ws.home.quarantine / snapshot_id / "snapshot.parquet"
-    started = datetime.now(UTC)
     with replacing(final) as staged:
         pq.write_table(table, staged, compression="zstd", row_group_size=64 * 1024)
+        started = time.perf_counter()
         verdict = gate(staged)
-        seconds = (datetime.now(UTC) - started).total_seconds()
+        seconds = round(time.perf_counter() - started, 4)
+        verdict = replace(verdict, seconds=seconds)
         snapshot = Snapshot(
             snapshot_id=snapshot_id,
             view=view.name,

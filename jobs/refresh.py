@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -15,8 +14,9 @@ import pyarrow.parquet as pq
 
 from feature_repo.contracts.errors import LakeError, NotReadyError
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
-from feature_repo.contracts.types import Entity, Space, Verdict, View
+from feature_repo.contracts.types import Entity, Space, View
 from jobs.publication import Publication, clocked, latest_before, publish, published
+from jobs.snapshot_gate import id_type_of, judge
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
@@ -63,29 +63,51 @@ class Upstream:
             ws.config.min_item_events,
         )
         self._ids = {entity: ws.log.codes[entity][join_key(entity)] for entity in ENTITIES}
+        self._read: tuple[Entity, datetime, Any] | None = None
 
-    def infer(self, entity: Entity, as_of: datetime) -> tuple[pl.Series, np.ndarray, np.ndarray]:
+    def ids(self, entity: Entity, as_of: datetime) -> pl.Series:
+        """Return the ids [N] that have a vector as of a moment, in the order of :meth:`infer`.
+
+        Cold entities have none: users without a history, items with fewer than `min_item_events` events.
+        """
+        return self._ids[entity][self._table(entity, as_of).code]
+
+    def _table(self, entity: Entity, as_of: datetime) -> Any:
+        # The gate asks for the same table again, and reading a log as of a moment costs as much as the model.
+        if self._read is None or self._read[:2] != (entity, as_of):
+            table = self.tables.users(as_of) if entity == "user" else self.tables.items(as_of)
+            self._read = (entity, as_of, table)
+        return self._read[2]
+
+    def infer(
+        self, entity: Entity, as_of: datetime, only: np.ndarray | None = None
+    ) -> tuple[pl.Series, np.ndarray, np.ndarray]:
         """Return ids [N], unit vectors float32 [N, D] and their norms before scaling float32 [N].
 
-        Cold entities get no row: users without a history, items with fewer than `min_item_events` events.
+        Parameters
+        ----------
+        only
+            Positions int64 [N] in :meth:`ids` to compute; None for all.
         """
         import torch
 
         from jobs.features.batches import item_batch, user_batch
 
-        table: Any = self.tables.users(as_of) if entity == "user" else self.tables.items(as_of)
-        count = len(table.code)
+        table = self._table(entity, as_of)
+        places = np.arange(len(table.code)) if only is None else only
+        count = len(places)
         vectors = np.empty((count, self.space.dim), np.float32)
         norms = np.empty(count, np.float32)
         with torch.inference_mode():
             for start in range(0, count, INFERENCE_ROWS):
-                rows = np.arange(start, min(start + INFERENCE_ROWS, count))
+                rows = places[start : start + INFERENCE_ROWS]
                 if entity == "user":
                     vector, norm = self.model.user_vectors(user_batch(self.tables, table, rows))
                 else:
                     vector, norm = self.model.item_vectors(item_batch(table, rows))
-                vectors[rows], norms[rows] = vector.numpy(), norm.numpy()
-        return self._ids[entity][table.code], vectors, norms
+                here = slice(start, start + len(rows))
+                vectors[here], norms[here] = vector.numpy(), norm.numpy()
+        return self._ids[entity][table.code[places]], vectors, norms
 
 
 def stabilize(new: np.ndarray, old: np.ndarray, known: np.ndarray, keep: float) -> np.ndarray:
@@ -194,9 +216,6 @@ def _refresh_entity(
     smoothing: float | None,
     as_of: datetime,
 ) -> Publication:
-    from validation.gate import default_gate
-    from validation.specs import SnapshotSpec
-
     key = join_key(entity)
     ids, vectors, norms = upstream.infer(entity, as_of)
     if len(ids) == 0:
@@ -211,31 +230,14 @@ def _refresh_entity(
         vectors = stabilize(vectors, old, known, smoothing)
     available_at = as_of + ws.config.availability_lag
     table = clocked(_vector_table(key, ids, vectors, norms), available_at)
-    id_type: Literal["int64", "string"] = "int64" if ids.dtype == pl.Int64 else "string"
-
-    history = [snapshot.verdict for snapshot in ws.ledger.snapshots(view, accepted=True) if snapshot.as_of < as_of]
-
-    def gate(staged: Path) -> Verdict:
-        spec = SnapshotSpec(
-            snapshot_id=view,
-            entity=entity,
-            id_type=id_type,
-            dim=upstream.space.dim,
-            as_of=as_of,
-            available_at=available_at,
-            smoothing=smoothing,
-        )
-        with TemporaryDirectory() as scratch:
-            return default_gate().check(staged, spec, workdir=Path(scratch), previous=previous_file, history=history)
-
     return publish(
         ws,
-        View(view, entity, version, id_type, EMBEDDING_FIELDS, ws.config.ttl_days),
+        View(view, entity, version, id_type_of(ids), EMBEDDING_FIELDS, ws.config.ttl_days),
         table,
         as_of,
         space_id=upstream.space.space_id,
         available_at=available_at,
-        gate=gate,
+        gate=lambda staged: judge(ws, upstream, version, entity, staged, as_of),
     )
 
 

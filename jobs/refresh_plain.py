@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from feature_repo.contracts.naming import ENTITIES, attributes_view, join_key, stats_view
 from feature_repo.contracts.types import Entity, Verdict, View
-from jobs.publication import Publication, clocked, publish, published
+from jobs.publication import Publication, clocked, latest_before, publish, published
 from jobs.workspace import Progress, Workspace, silent
 
 # Attributes without a time of their own hold from here on.
@@ -126,9 +126,12 @@ def _publish(
             nullable=frozenset() if timed else frozenset(fields),
             may_be_negative=frozenset() if timed else frozenset(fields),
             own_times=not timed and "event_timestamp" in ws.log.attributes(entity).columns,
+            checked_at=datetime.now(UTC),
         )
+        before = latest_before(ws, view, as_of)
+        previous = None if before is None else ws.home.root / before.path
         with TemporaryDirectory() as scratch:
-            return default_gate().check_features(staged, spec, workdir=Path(scratch))
+            return default_gate().check_features(staged, spec, workdir=Path(scratch), previous=previous)
 
     return publish(
         ws,

@@ -184,7 +184,7 @@ class Bounds:
     usual_anchor_space_gain: float = 0.03
     agreement: float = 0.999
     usual_agreement: float = 0.99999
-    canary_fall: float = 0.003
+    canary_fall: float = 0.002
     canary_noises: float = 3.0
     max_seconds_after_previous: float | None = None
     min_history: int = 5

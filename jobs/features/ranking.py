@@ -5,6 +5,7 @@ Legend: N rows, D embedding dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -146,11 +147,13 @@ class TrainingSet:
         Folder of the shards and the manifest.
     label
         ``click`` or ``conversion``.
+    shards
+        Names of the shards to read; None for all.
     """
 
-    def __init__(self, folder: Path, label: str) -> None:
+    def __init__(self, folder: Path, label: str, shards: Sequence[str] | None = None) -> None:
         self.manifest: dict[str, Any] = read_json(folder / "manifest.json")
-        self._files = [str(folder / name) for name in self.manifest["files"]]
+        self._files = [str(folder / name) for name in shards or self.manifest["files"]]
         self._label = label
         vectors = [
             f"{view}__embedding" for view in self.manifest["request"]["views"] if view.split("_")[1] == "embedding"
