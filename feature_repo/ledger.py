@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from feature_repo.contracts.errors import LedgerError, NotFoundError
-from feature_repo.contracts.types import Snapshot, Space, Verdict, Version, View
+from feature_repo.contracts.types import Decision, Snapshot, Space, Verdict, Version, View
 
 _metadata = sa.MetaData()
 
@@ -70,6 +70,16 @@ _snapshots = sa.Table(
     sa.Column("sha256", sa.String, nullable=False),
     sa.Column("accepted", sa.Boolean, nullable=False),
     sa.Column("verdict", sa.JSON, nullable=False),
+)
+_decisions = sa.Table(
+    "decisions",
+    _metadata,
+    sa.Column("snapshot_id", sa.String, primary_key=True),
+    sa.Column("at", sa.String, primary_key=True),
+    sa.Column("sha256", sa.String, nullable=False),
+    sa.Column("action", sa.String, nullable=False),
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("why", sa.String, nullable=False),
 )
 _training_sets = sa.Table(
     "training_sets",
@@ -231,6 +241,22 @@ class Ledger:
             )
             for row in self._rows(statement)
         ]
+
+    def snapshot(self, snapshot_id: str) -> Snapshot:
+        """Return one snapshot; NotFoundError if there is none of that id."""
+        for snapshot in self.snapshots():
+            if snapshot.snapshot_id == snapshot_id:
+                return snapshot
+        raise NotFoundError(f"No snapshot '{snapshot_id}' in {self._where}. `headwater snapshot list` lists them.")
+
+    def put_decision(self, decision: Decision) -> None:
+        """Record what a person decided about a refused snapshot; decisions are never replaced by later ones."""
+        self._put(_decisions, {**decision.__dict__, "at": decision.at.isoformat()})
+
+    def decisions(self) -> list[Decision]:
+        """Return what people decided about refused snapshots, oldest first."""
+        rows = self._rows(sa.select(_decisions).order_by(_decisions.c.at))
+        return [Decision(**{**row, "at": datetime.fromisoformat(row["at"])}) for row in rows]
 
     # Training sets and consumers
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from jobs.workspace import Progress, Workspace
+from jobs import cli_snapshot
+from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, quiet, read_moment
 
 app = typer.Typer(
     name="headwater",
@@ -24,9 +23,7 @@ app = typer.Typer(
 )
 ingest_app = typer.Typer(help="Bring an event log into the lake.", no_args_is_help=True)
 app.add_typer(ingest_app, name="ingest")
-
-HomeOption = Annotated[Path, typer.Option("--home", envvar="HEADWATER_HOME", help="Folder that holds everything.")]
-HOME = Path(".headwater")
+app.add_typer(cli_snapshot.app, name="snapshot")
 
 
 def main() -> None:
@@ -52,65 +49,6 @@ def main() -> None:
     raise SystemExit(code)
 
 
-def _progress() -> Progress:
-    """Return a reporter for stderr: one live line on a terminal, one line per step or ten seconds elsewhere."""
-    live = sys.stderr.isatty()
-    started = time.monotonic()
-    last_stage, last_time = "", 0.0
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal last_stage, last_time
-        stage, now = what.split(":")[0], time.monotonic()
-        if not (stage != last_stage or now - last_time > (0.2 if live else 10) or done == total):
-            return
-        last_stage, last_time = stage, now
-        line = f"[{now - started:6.1f} s] {what}" + (f"  {done}/{total}" if total > 1 else "")
-        typer.echo(f"\r\x1b[2K{line}" if live else line, err=True, nl=not live or done == total)
-
-    return tell
-
-
-def _open(home: Path) -> Workspace:
-    from jobs.workspace import Workspace
-
-    _quiet()
-    return Workspace.open(home)
-
-
-def _quiet() -> None:
-    """Silence what libraries say to their own developers."""
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="(feast|ibis|pydantic)")
-    logging.getLogger("feast").setLevel(logging.ERROR)
-
-
-def _moment(text: str) -> datetime:
-    from feature_repo.contracts.errors import ConfigError
-
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"'{text}' is no time: write it as 2017-08-06T00:00:00+00:00 or 2017-08-06.") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _table(rows: list[dict[str, str]], title: str = "") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in rows[0] if rows else []:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*row.values())
-    # A pipe has no width; a narrow default would cut the numbers.
-    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
-
-
 @app.command()
 def demo(
     home: HomeOption = HOME,
@@ -122,8 +60,8 @@ def demo(
     """
     from jobs import demo as job
 
-    _quiet()
-    _finish(job.run(home, households=households, progress=_progress()), home)
+    quiet()
+    _finish(job.run(home, households=households, progress=progress_reporter()), home)
 
 
 @app.command()
@@ -141,7 +79,7 @@ def run(
 
     if config is not None:
         settings.save(settings.read(config), Home(home.resolve()))
-    _finish(chain.run(_open(home), progress=_progress()), home)
+    _finish(chain.run(open_home(home), progress=progress_reporter()), home)
 
 
 def _finish(result: Any, home: Path) -> None:
@@ -157,7 +95,7 @@ def _finish(result: Any, home: Path) -> None:
 def print_lift(summary: dict[str, Any]) -> None:
     """Print the lift table and the retrieval table of a summary."""
     if summary["lift"]:
-        _table(
+        print_table(
             [
                 {
                     "task": row["task"],
@@ -175,7 +113,7 @@ def print_lift(summary: dict[str, Any]) -> None:
             "\nLift of ranking, test period",
         )
     if summary["retrieval"]:
-        _table(
+        print_table(
             [
                 {
                     "retrieval": row["model"],
@@ -207,7 +145,7 @@ def ingest_parquet(
     """
     from jobs import ingest
 
-    _quiet()
+    quiet()
     config = ingest.IngestConfig(
         home=home.resolve(),
         name=name,
@@ -218,7 +156,7 @@ def ingest_parquet(
         max_bad_rows=max_bad_rows,
         replace=replace,
     )
-    tell = _progress()
+    tell = progress_reporter()
     result = ingest.run(config, progress=lambda what: tell(what, 1, 1))
     _ingested(result, home)
 
@@ -234,13 +172,13 @@ def ingest_complete_journey(
     """
     from jobs import demo as job
 
-    _quiet()
-    _ingested(job.ingest_journey(home.resolve(), households=households, progress=_progress()), home)
+    quiet()
+    _ingested(job.ingest_journey(home.resolve(), households=households, progress=progress_reporter()), home)
 
 
 def _ingested(result: Any, home: Path) -> None:
     record = result.dataset
-    _table([{"event type": kind, "rows": f"{count:,}"} for kind, count in sorted(record.counts.items())])
+    print_table([{"event type": kind, "rows": f"{count:,}"} for kind, count in sorted(record.counts.items())])
     for reason, count in record.quarantined.items():
         typer.echo(f"quarantined {count:,} rows: {reason}")
     for note in record.notes:
@@ -260,7 +198,7 @@ def train_upstream(
     """
     from jobs import train_upstream as job
 
-    result = job.run(_open(home), version, progress=_progress())
+    result = job.run(open_home(home), version, progress=progress_reporter())
     state = "was trained already" if result.reused else f"trained on {result.rows:,} rows"
     typer.echo(f"{version} is space {result.space.space_id} ({result.space.dim} floats), {state}.")
 
@@ -277,7 +215,7 @@ def refresh(
     """
     from jobs import refresh as job
 
-    _published(job.run(_open(home), version, _moment(as_of), progress=_progress()).publications)
+    _published(job.run(open_home(home), version, read_moment(as_of), progress=progress_reporter()).publications)
 
 
 @app.command()
@@ -292,8 +230,8 @@ def backfill(
     """
     from jobs import backfill as job
 
-    moments = [None if text is None else _moment(text) for text in (start, end)]
-    _published(job.run(_open(home), moments[0], moments[1], progress=_progress()).publications)
+    moments = [None if text is None else read_moment(text) for text in (start, end)]
+    _published(job.run(open_home(home), moments[0], moments[1], progress=progress_reporter()).publications)
 
 
 def _published(publications: Any) -> None:
@@ -312,7 +250,7 @@ def apply(home: HomeOption = HOME) -> None:
     """
     from jobs import apply as job
 
-    result = job.run(_open(home), progress=_progress())
+    result = job.run(open_home(home), progress=progress_reporter())
     typer.echo(f"views: {', '.join(result.views)}\nservices: {', '.join(result.services)}")
 
 
@@ -327,8 +265,8 @@ def materialize(
     """
     from jobs import materialize as job
 
-    moment = datetime.now(UTC) if end is None else _moment(end)
-    result = job.run(_open(home), moment, progress=_progress())
+    moment = datetime.now(UTC) if end is None else read_moment(end)
+    result = job.run(open_home(home), moment, progress=progress_reporter())
     typer.echo(f"{len(result.views)} views are online up to {result.end:%Y-%m-%d %H:%M} UTC ({result.seconds:.1f} s).")
 
 
@@ -343,10 +281,10 @@ def training_set(
     """
     from jobs import training_set as job
 
-    result = job.run(_open(home), service, progress=_progress())
+    result = job.run(open_home(home), service, progress=progress_reporter())
     manifest = result.manifest
     typer.echo(f"{manifest['rows']:,} rows, {manifest['leaks']} leaks: {result.folder}")
-    _table([{"view": view, "hit rate": f"{rate:.4f}"} for view, rate in manifest["hit_rates"].items()])
+    print_table([{"view": view, "hit rate": f"{rate:.4f}"} for view, rate in manifest["hit_rates"].items()])
 
 
 @app.command("train-downstream")
@@ -361,9 +299,9 @@ def train_downstream(
     from jobs import retrieve
     from jobs import train_downstream as job
 
-    ws = _open(home)
+    ws = open_home(home)
     chosen = retrieve.run if ws.config.consumer(consumer).task == "retrieval" else job.run
-    result: Any = chosen(ws, consumer, progress=_progress())
+    result: Any = chosen(ws, consumer, progress=progress_reporter())
     typer.echo(f"{consumer} {'was trained already' if result.reused else 'is trained'}: {result.folder}")
 
 
@@ -376,8 +314,8 @@ def evaluate(home: HomeOption = HOME) -> None:
     from jobs import evaluate as job
     from jobs import report
 
-    ws = _open(home)
-    result = job.run(ws, progress=_progress())
+    ws = open_home(home)
+    result = job.run(ws, progress=progress_reporter())
     print_lift(result.summary)
     typer.echo(f"\nReport:  {report.run(ws.home.root).path}\nNumbers: {result.path}")
 
@@ -390,8 +328,8 @@ def status(home: HomeOption = HOME) -> None:
     """
     from jobs import status as job
 
-    for title, rows in job.run(_open(home), datetime.now(UTC)).tables.items():
+    for title, rows in job.run(open_home(home), datetime.now(UTC)).tables.items():
         if rows:
-            _table(rows, f"\n{title}")
+            print_table(rows, f"\n{title}")
         else:
             typer.echo(f"\n{title}: none yet")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -116,11 +116,12 @@ def publish(
             refused.parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged, refused)
             write_json(verdict.to_dict(), refused.parent / "verdict.json")
+            write_json(asdict(view), refused.parent / "view.json")
             ws.ledger.put_snapshot(snapshot)
             reasons = "; ".join(f"{check.name} {check.observed} ({check.bound})" for check in verdict.failures())
             raise SnapshotRefusedError(
                 f"The gate refused {snapshot_id}: {reasons or verdict.error}. The previous snapshot goes on "
-                f"being read. The rows and the verdict lie in {refused.parent}.",
+                f"being read. The rows and the verdict lie in {refused.parent}; see `headwater snapshot list`.",
                 verdict,
             )
     ws.ledger.put_view(view)

@@ -129,3 +129,18 @@ class Snapshot:
     sha256: str
     accepted: bool
     verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person decided about a refused snapshot, and why.
+
+    `sha256` is that of the file it was about: a later refresh of the same moment is another file.
+    """
+
+    snapshot_id: str
+    sha256: str
+    action: Literal["accept", "discard"]
+    by: str
+    why: str
+    at: datetime
