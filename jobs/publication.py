@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo.contracts.errors import SnapshotRefusedError
-from feature_repo.contracts.naming import moment_stem
+from feature_repo.contracts.naming import join_key, moment_stem
 from feature_repo.contracts.types import Snapshot, Verdict, View
 from feature_repo.lake import replacing, sha256_of, write_json
+from feature_repo.stores import twin
 from jobs.workspace import Workspace
 
 
@@ -126,4 +127,5 @@ def publish(
             )
     ws.ledger.put_view(view)
     ws.ledger.put_snapshot(snapshot)
+    twin.build(final, [join_key(view.entity)])
     return Publication(snapshot, seconds)
