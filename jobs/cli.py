@@ -272,18 +272,31 @@ def materialize(
 
 @app.command("training-set")
 def training_set(
-    service: Annotated[str, typer.Argument(help="Consumer whose FeatureService is joined, e.g. ctr_ranker.")],
+    name: Annotated[str | None, typer.Argument(help="Consumer whose FeatureService is joined.")] = None,
+    service: Annotated[str | None, typer.Option(help="The same, as an option.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Parquet file, folder or glob of labels; the log's own by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the result; in the home folder by default.")] = None,
     home: HomeOption = HOME,
 ) -> None:
-    """Join a consumer's labels with its features as they were known at each label's time.
+    """Join labels with a consumer's features as they were known at each label's time.
 
-    Example: `headwater training-set ctr_ranker`
+    Example: `headwater training-set ctr_ranker`, or with labels of one's own
+    `headwater training-set --service ctr_ranker --labels labels.parquet --out joined`
     """
+    from feature_repo.contracts.errors import ConfigError
     from jobs import training_set as job
 
-    result = job.run(open_home(home), service, progress=progress_reporter())
+    chosen = service or name
+    if chosen is None or (service and name and service != name):
+        raise ConfigError("Name one consumer: `headwater training-set ctr_ranker` or `--service ctr_ranker`.")
+    if labels is not None and out is None:
+        raise ConfigError("Labels of one's own need a folder of their own: add `--out DIR`.")
+    result = job.run(open_home(home), chosen, labels=labels, out=out, progress=progress_reporter())
     manifest = result.manifest
-    typer.echo(f"{manifest['rows']:,} rows, {manifest['leaks']} leaks: {result.folder}")
+    speed = f", {manifest['rows_per_s']:,.0f} rows/s" if manifest["rows_per_s"] else ""
+    typer.echo(f"{manifest['rows']:,} rows, {manifest['leaks']} leaks{speed}: {result.folder}")
     print_table([{"view": view, "hit rate": f"{rate:.4f}"} for view, rate in manifest["hit_rates"].items()])
 
 

@@ -11,6 +11,10 @@ import polars as pl
 from feature_repo.contracts.naming import join_key
 from jobs.workspace import Workspace
 
+# When an outcome became known, where a label table says so.
+ARRIVALS = ("click_timestamp", "conversion_timestamp", "label_timestamp")
+KINDS = ("naive_join_would_leak", "before_any_snapshot", "past_ttl", "model_trained_after_as_of")
+
 
 @dataclass(frozen=True)
 class LeakReport:
@@ -19,12 +23,13 @@ class LeakReport:
     Attributes
     ----------
     leaks
-        Rows with any feature newer than their label. Must be 0.
+        Rows with any feature newer than their label, or older than its view allows. Must be 0.
     hit_rates
         Share of rows that found a row, by view.
     counts
-        By view: ``naive_join_would_leak``, ``before_any_snapshot``, ``past_ttl``,
-        ``model_trained_after_as_of``; and over all: ``outcomes_after_train_end``.
+        By view, and for rows to which it happens in ``any view``: ``naive_join_would_leak`` (the entity's latest
+        row is newer than the label), ``before_any_snapshot``, ``past_ttl``, ``model_trained_after_as_of``; and under
+        ``labels``, where the labels say when outcomes arrived, ``outcomes_after_train_end``.
     """
 
     leaks: int
@@ -44,59 +49,75 @@ def leak_report(ws: Workspace, files: list[Path], views: list[str]) -> LeakRepor
     """
     rows = pl.scan_parquet(files)
     label_us = pl.col("event_timestamp").dt.epoch("us")
-    leaks, hit_rates, counts = 0, {}, {}
     records = {view.name: view for view in ws.ledger.views()}
+    frame = rows.select(
+        label_us.alias("label_us"),
+        *dict.fromkeys(join_key(records[view].entity) for view in views),
+        *(f"{view}__available_us" for view in views),
+    )
+    facts: dict[str, dict[str, pl.Expr]] = {}
     for view in views:
-        record = records[view]
-        key, column = join_key(record.entity), f"{view}__available_us"
-        spans = (
-            pl.scan_parquet(ws.home.view_folder(view) / "*.parquet")
-            .group_by(key)
-            .agg(pl.col("available_us").min().alias("first"), pl.col("available_us").max().alias("last"))
-        )
-        joined = rows.select(key, label_us.alias("label_us"), column).join(spans, on=key, how="left")
-        found = pl.col(column).is_not_null()
-        before = pl.col("first").is_null() | (pl.col("first") > pl.col("label_us"))
-        ttl_us = timedelta(days=record.ttl_days) // timedelta(microseconds=1)
-        too_old = (pl.col("label_us") - pl.col(column) > ttl_us) if ttl_us else pl.lit(False)
-        row = joined.select(
-            pl.len().alias("rows"),
-            found.sum().alias("found"),
-            (pl.col(column) > pl.col("label_us")).sum().alias("newer"),
-            (pl.col("last") > pl.col("label_us")).sum().alias("naive"),
-            before.sum().alias("before"),
-            (~found & ~before).sum().alias("past_ttl"),
-            (found & too_old).sum().alias("too_old"),
-        ).collect()
-        value = row.row(0, named=True)
-        leaks += value["newer"] + value["too_old"]
-        hit_rates[view] = value["found"] / max(value["rows"], 1)
-        counts[view] = {
-            "naive_join_would_leak": value["naive"],
-            "before_any_snapshot": value["before"],
-            "past_ttl": value["past_ttl"],
-            "model_trained_after_as_of": _from_the_future(ws, view, rows, column),
-        }
-    counts["labels"] = {"outcomes_after_train_end": _late_outcomes(ws, rows)}
-    return LeakReport(leaks, hit_rates, counts)
+        frame = frame.join(_spans(ws, view), on=join_key(records[view].entity), how="left")
+        facts[view] = _facts(view, records[view].ttl_days, _from_the_future(ws, view))
+    expressions = [
+        expression.sum().alias(f"{view}/{kind}") for view in views for kind, expression in facts[view].items()
+    ]
+    expressions += [
+        pl.any_horizontal(facts[view][kind] for view in views).sum().alias(f"any view/{kind}")
+        for kind in (*KINDS, "leak")
+    ]
+    values = frame.select(pl.len().alias("rows"), *expressions).collect(engine="streaming").row(0, named=True)
+    counts = {scope: {kind: int(values[f"{scope}/{kind}"]) for kind in KINDS} for scope in (*views, "any view")}
+    late = _late_outcomes(ws, rows)
+    if late is not None:
+        counts["labels"] = {"outcomes_after_train_end": late}
+    hit_rates = {view: values[f"{view}/found"] / max(values["rows"], 1) for view in views}
+    return LeakReport(int(values["any view/leak"]), hit_rates, counts)
 
 
-def _from_the_future(ws: Workspace, view: str, rows: pl.LazyFrame, column: str) -> int:
-    """Count rows whose snapshot came from a model trained on data later than the snapshot's as_of."""
+def _spans(ws: Workspace, view: str) -> pl.LazyFrame:
+    """Return the first and the last moment at which each entity had a row of a view."""
+    key = join_key(next(record.entity for record in ws.ledger.views() if record.name == view))
+    return (
+        pl.scan_parquet(ws.home.view_folder(view) / "*.parquet")
+        .group_by(key)
+        .agg(pl.col("available_us").min().alias(f"{view}/first"), pl.col("available_us").max().alias(f"{view}/last"))
+    )
+
+
+def _facts(view: str, ttl_days: int, guilty: list[int]) -> dict[str, pl.Expr]:
+    """Return what is counted of a view, one bool per row of the training set."""
+    clock, label = pl.col(f"{view}__available_us"), pl.col("label_us")
+    found = clock.is_not_null()
+    before = pl.col(f"{view}/first").is_null() | (pl.col(f"{view}/first") > label)
+    ttl_us = timedelta(days=ttl_days) // timedelta(microseconds=1)
+    too_old = (label - clock > ttl_us) if ttl_us else pl.lit(False)
+    return {
+        "found": found,
+        "leak": ((clock > label) | too_old).fill_null(False),
+        "naive_join_would_leak": (pl.col(f"{view}/last") > label).fill_null(False),
+        "before_any_snapshot": before,
+        "past_ttl": ~found & ~before,
+        "model_trained_after_as_of": clock.is_in(guilty).fill_null(False),
+    }
+
+
+def _from_the_future(ws: Workspace, view: str) -> list[int]:
+    """Return the moments of snapshots whose model was trained on data later than their as_of (microseconds)."""
     ends = {space.space_id: space.train_end for space in ws.ledger.spaces()}
-    guilty = [
+    return [
         int(snapshot.available_at.timestamp() * 1_000_000)
         for snapshot in ws.ledger.snapshots(view, accepted=True)
         if snapshot.space_id is not None and ends[snapshot.space_id] > snapshot.as_of
     ]
-    if not guilty:
-        return 0
-    return int(rows.select(pl.col(column).is_in(guilty).sum()).collect().item())
 
 
-def _late_outcomes(ws: Workspace, rows: pl.LazyFrame) -> int:
-    """Count training rows whose outcome arrived only after the downstream cut-off."""
+def _late_outcomes(ws: Workspace, rows: pl.LazyFrame) -> int | None:
+    """Count training rows whose outcome arrived only after the downstream cut-off; None where nothing says when."""
+    arrivals = [name for name in ARRIVALS if name in rows.collect_schema().names()]
+    if not arrivals:
+        return None
     cutoff = ws.splits.train_end
-    late = (pl.col("click_timestamp") >= cutoff) | (pl.col("conversion_timestamp") >= cutoff)
+    late = pl.any_horizontal((pl.col(name) >= cutoff).fill_null(False) for name in arrivals)
     before = rows.filter(pl.col("event_timestamp") < cutoff)
-    return int(before.select(late.fill_null(False).sum()).collect().item() or 0)
+    return int(before.select(late.sum()).collect().item() or 0)

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from feature_repo.contracts.errors import NotReadyError
-from feature_repo.lake import read_json, write_json, write_parquet
+from feature_repo.contracts.errors import ConfigError, LakeError, NotReadyError
+from feature_repo.lake import read_json, sha256_of, write_json, write_parquet
+from feature_repo.stores.sources import parquet_files
+from jobs.config import Consumer
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
-    from feast import FeatureStore
+    from feature_repo.contracts.types import Verdict
+    from feature_repo.stores.job import PitRetrievalJob
 
 SHARD_ROWS = 200_000
-KEYS = ("user_id", "item_id", "event_timestamp")
+LABELS = {"ctr": "click", "cvr": "conversion"}
+# A view in which next to no label finds a row is one that was joined by the wrong key.
+LEAST_HIT_RATE = 0.001
 
 
 @dataclass(frozen=True)
@@ -58,95 +65,97 @@ def labels_of(ws: Workspace, task: str) -> pl.DataFrame:
     return rows.drop("user_code", "item_code")
 
 
-def run(ws: Workspace, service: str, *, progress: Progress = silent) -> Result:
-    """Join a consumer's labels with the features of its service through Feast.
+def run(
+    ws: Workspace,
+    service: str,
+    *,
+    labels: Path | None = None,
+    out: Path | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Join labels with the features of a consumer's service through Feast.
 
-    The result is Parquet shards and ``manifest.json`` under ``training_sets/<service>/``. Shards that are
-    there from a killed run with the same inputs are kept.
+    The result is Parquet shards and ``manifest.json``. Shards that are there from a killed run with the same
+    inputs are kept.
+
+    Parameters
+    ----------
+    service
+        Name of a consumer and of its service.
+    labels
+        Parquet file, folder or glob with `event_timestamp` and the service's join keys; may be larger than
+        memory. The labels of the consumer's own task in the log by default.
+    out
+        Folder of the result; ``training_sets/<service>`` of the home folder by default.
 
     Raises
     ------
     ConfigError
-        If no consumer has that name.
+        If no consumer has that name, or `out` holds something else.
     NotReadyError
         If the service is not registered or there are no labels.
+    LakeError
+        If the gate refuses the result.
     """
     consumer = ws.config.consumer(service)
-    labels = labels_of(ws, consumer.task).with_row_index("row_id")
-    folder = ws.home.training_sets / service
-    request = _request(ws, service)
+    folder = ws.home.training_sets / service if out is None else out.resolve()
+    own = labels_of(ws, consumer.task).with_row_index("row_id") if labels is None else None
+    request = _request(ws, service, labels)
     manifest_file = folder / "manifest.json"
     if manifest_file.exists() and read_json(manifest_file)["request"] == request:
         return Result(folder, read_json(manifest_file), reused=True)
-    request_file = folder / "request.json"
-    if not request_file.exists() or read_json(request_file) != request:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(request, request_file)
+    _prepare(folder, request)
+    if own is not None:
+        labels = folder / "labels.parquet"
+        if not labels.exists():
+            write_parquet(own.to_arrow(), labels)
+    assert labels is not None
+    job = _job(ws, service, labels)
+    kept = sum(pq.read_metadata(part).num_rows for part in folder.glob("part-*.parquet"))
+    started = time.monotonic()
 
+    def tell(done: int, total: int) -> None:
+        rate = max(0, done - kept) / max(time.monotonic() - started, 1e-9)
+        progress(f"training set {service}: {done:,} rows, {rate:,.0f} rows/s", done // SHARD_ROWS, total // SHARD_ROWS)
+
+    files = job.to_shards(folder, SHARD_ROWS, progress=tell)
+    seconds = time.monotonic() - started
+    manifest = _manifest(ws, consumer, request, files, job.rows)
+    manifest |= {"seconds": seconds, "rows_per_s": (job.rows - kept) / seconds if job.rows > kept else None}
+    write_json(manifest, manifest_file)
+    name = service if out is None else f"{service}: {folder.name}"
+    ws.ledger.put_training_set(name, {**read_json(manifest_file), "service": name})
+    return Result(folder, read_json(manifest_file))
+
+
+def _prepare(folder: Path, request: dict[str, Any]) -> None:
+    """Make a folder ready: go on where the request is the same, start anew where it is another one of ours."""
+    request_file = folder / "request.json"
+    if request_file.exists() and read_json(request_file) == request:
+        return
+    ours = [*folder.glob("part-*.parquet"), folder / "labels.parquet", folder / "manifest.json", request_file]
+    if folder.exists() and not request_file.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} holds files that are no training set. Choose a new or empty folder for --out.")
+    for file in ours:
+        file.unlink(missing_ok=True)
+    write_json(request, request_file)
+
+
+def _job(ws: Workspace, service: str, labels: Path) -> PitRetrievalJob:
     from feast.errors import FeatureServiceNotFoundException
 
-    from jobs.leaks import leak_report
     from jobs.store import open_store
 
     store = open_store(ws.home)
     try:
-        store.get_feature_service(service)
+        features = store.get_feature_service(service)
     except FeatureServiceNotFoundException as error:
         raise NotReadyError(f"Feast knows no service '{service}'. Run `headwater apply` first.") from error
-    started = time.monotonic()
-    shards = range(0, labels.height, SHARD_ROWS)
-    joined_rows, files = 0, []
-    for number, start in enumerate(shards):
-        progress(f"training set {service}", number, len(shards))
-        part = folder / f"part-{number:05d}.parquet"
-        files.append(part)
-        if not part.exists():
-            chunk = labels.slice(start, SHARD_ROWS)
-            write_parquet(join(store, service, chunk), part)
-            joined_rows += chunk.height
-    seconds = time.monotonic() - started
-    progress(f"training set {service}: leak report", len(shards), len(shards))
-    report = leak_report(ws, files, request["views"])
-    manifest = {
-        "request": request,
-        "service": service,
-        "task": consumer.task,
-        "versions": list(consumer.versions),
-        "rows": labels.height,
-        "start": labels["event_timestamp"].min(),
-        "end": labels["event_timestamp"].max(),
-        "label_rate": float(labels["click" if consumer.task == "ctr" else "conversion"].mean()),  # type: ignore
-        "hit_rates": report.hit_rates,
-        "leaks": report.leaks,
-        "leak_report": report.counts,
-        "files": [file.name for file in files],
-        "seconds": seconds,
-        "rows_per_s": joined_rows / seconds if joined_rows else None,
-    }
-    _gate(labels.height, files, manifest)
-    write_json(manifest, manifest_file)
-    ws.ledger.put_training_set(service, read_json(manifest_file))
-    return Result(folder, read_json(manifest_file))
+    job: Any = store.get_historical_features(str(labels.resolve()), features=features, full_feature_names=True)
+    return job
 
 
-def join(store: FeatureStore, service: str, labels: pl.DataFrame) -> pa.Table:
-    """Return the labels with the service's features as of each label's time, in the labels' order.
-
-    Feature columns are named ``<view>__<feature>``.
-    """
-    entity_frame = labels.select("row_id", *KEYS).to_pandas()
-    job = store.get_historical_features(
-        entity_frame, features=store.get_feature_service(service), full_feature_names=True
-    )
-    table = job.to_arrow().sort_by("row_id")
-    features = [name for name in table.column_names if name not in ("row_id", *KEYS)]
-    result = labels.to_arrow()
-    for name in features:
-        result = result.append_column(table.schema.field(name), table[name])
-    return result
-
-
-def _request(ws: Workspace, service: str) -> dict[str, Any]:
+def _request(ws: Workspace, service: str, labels: Path | None) -> dict[str, Any]:
     """Say what the training set is made from: equal requests give equal rows."""
     record = {consumer["name"]: consumer for consumer in ws.ledger.consumers()}.get(service)
     if record is None:
@@ -154,7 +163,7 @@ def _request(ws: Workspace, service: str) -> dict[str, Any]:
     views = record["record"]["views"]
     snapshots = {view: [snapshot.sha256 for snapshot in ws.ledger.snapshots(view, accepted=True)] for view in views}
     digest = hashlib.sha256(json.dumps(snapshots, sort_keys=True).encode()).hexdigest()
-    return {
+    request = {
         "service": service,
         "views": views,
         "fingerprint": ws.log.fingerprint,
@@ -162,20 +171,88 @@ def _request(ws: Workspace, service: str) -> dict[str, Any]:
         "snapshots": digest,
         "shard_rows": SHARD_ROWS,
     }
+    if labels is not None:
+        contents = [sha256_of(file) for file in parquet_files(labels)]
+        request["labels"] = hashlib.sha256("".join(contents).encode()).hexdigest()
+    return request
 
 
-def _gate(labels: int, files: list[Path], manifest: dict[str, Any]) -> None:
-    """Refuse a training set that lost or gained rows or holds a feature newer than its label."""
-    from feature_repo.contracts.errors import LakeError
+def _manifest(
+    ws: Workspace, consumer: Consumer, request: dict[str, Any], files: list[Path], labels_in: int
+) -> dict[str, Any]:
+    """Audit what was written and say what it is.
 
-    rows = pl.scan_parquet(files).select(pl.len()).collect().item()
-    if rows != labels:
+    Raises
+    ------
+    LakeError
+        If the audit fails: then there is no manifest, and so nothing that anyone would train on.
+    """
+    from jobs.leaks import leak_report
+
+    report = leak_report(ws, files, request["views"])
+    rows = pl.scan_parquet(files)
+    outcome = LABELS.get(consumer.task)
+    label = outcome if outcome in pq.read_schema(files[0]).names else None
+    moment = pl.col("event_timestamp")
+    facts = rows.select(
+        pl.len().alias("rows"),
+        moment.min().alias("start"),
+        moment.max().alias("end"),
+        (pl.col(label).mean() if label else pl.lit(None)).alias("label_rate"),
+    ).collect()
+    manifest = {
+        "request": request,
+        "service": consumer.name,
+        "task": consumer.task,
+        "versions": list(consumer.versions),
+        **facts.row(0, named=True),
+        "hit_rates": report.hit_rates,
+        "leaks": report.leaks,
+        "leak_report": report.counts,
+        "files": [file.name for file in files],
+        "gate": None,
+    }
+    if label is not None and manifest["rows"]:
+        verdict = _verdict(files, request["views"], label, report.leaks, labels_in, consumer.name)
+        manifest["gate"] = verdict.to_dict()
+        if not verdict.accepted:
+            failed = "; ".join(f"{check.name} {check.observed} ({check.bound})" for check in verdict.failures())
+            raise LakeError(
+                f"The gate refused the training set in {files[0].parent}: {failed or verdict.error}. It must not be "
+                "used. Remove the folder and run again; if it stays so, look at the labels and the feature views."
+            )
+    elif report.leaks or manifest["rows"] != labels_in:
         raise LakeError(
-            f"The join of {labels:,} labels gave {rows:,} rows. Remove {files[0].parent} and run again; "
-            "if it stays so, a feature view holds two rows of one entity, moment and creation time."
+            f"{files[0].parent} must not be used: {manifest['rows']:,} rows from {labels_in:,} labels, of which "
+            f"{report.leaks:,} carry a feature newer than their label. Remove the folder and run again."
         )
-    if manifest["leaks"]:
-        raise LakeError(
-            f"{manifest['leaks']:,} rows of {files[0].parent} carry a feature newer than their label. "
-            "The training set must not be used; see its leak report."
+    return manifest
+
+
+def _verdict(files: list[Path], views: list[str], label: str, leaks: int, labels_in: int, name: str) -> Verdict:
+    """Let the gate judge the narrow columns of all shards as one file."""
+    from validation.gate import default_gate
+    from validation.specs import TrainingSetSpec
+
+    clocks = [f"{view}__available_us" for view in views]
+    with TemporaryDirectory() as scratch:
+        narrow = Path(scratch) / "narrow.parquet"
+        writer: pq.ParquetWriter | None = None
+        for file in files:
+            table = pq.ParquetFile(file).read(columns=["event_timestamp", label, *clocks])
+            for clock in clocks:
+                moments = pc.cast(table[clock], pa.timestamp("us", tz="UTC"))
+                table = table.set_column(table.schema.get_field_index(clock), clock, moments)
+            writer = writer or pq.ParquetWriter(narrow, table.schema)
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
+        spec = TrainingSetSpec(
+            name=name,
+            labels_in=labels_in,
+            label_rates={label: (0.0, 1.0)},
+            hit_floors=dict.fromkeys(clocks, LEAST_HIT_RATE),
+            feature_times=clocks,
+            leaks=leaks,
         )
+        return default_gate().check_training_set(narrow, spec, workdir=Path(scratch) / "gate")
