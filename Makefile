@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check gate-faults bench-gate clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +21,12 @@ demo: $(READY)  ## run the main job on real data and print the lift table
 
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
+
+gate-faults: $(READY)  ## damage real snapshots of the demo in every known way and ask the gate (minutes)
+	@$(BIN)/python -m benchmarks.gate_faults
+
+bench-gate: $(READY)  ## time and memory of the gate at 1M and 10M rows (about 10 minutes, 6 GB of disk)
+	@$(BIN)/python -m benchmarks.gate
 
 check: $(READY)  ## lint and type-check
 	@$(BIN)/ruff check .

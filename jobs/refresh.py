@@ -147,7 +147,7 @@ def read_vectors(path: Path, key: str) -> tuple[pl.Series, np.ndarray]:
     return pl.Series(pl.from_arrow(table[key])), values.reshape(table.num_rows, -1)
 
 
-def _aligned(ids: pl.Series, old_ids: pl.Series, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def aligned(ids: pl.Series, old_ids: pl.Series, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the old vectors in the order of `ids`, and which were known."""
     position = (
         pl.DataFrame({"id": ids})
@@ -226,7 +226,7 @@ def _refresh_entity(
     previous = latest_before(ws, view, as_of)
     previous_file = None if previous is None else ws.home.root / previous.path
     if previous_file is not None and smoothing is not None:
-        old, known = _aligned(ids, *read_vectors(previous_file, key))
+        old, known = aligned(ids, *read_vectors(previous_file, key))
         vectors = stabilize(vectors, old, known, smoothing)
     available_at = as_of + ws.config.availability_lag
     table = clocked(_vector_table(key, ids, vectors, norms), available_at)

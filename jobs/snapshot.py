@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -47,7 +48,9 @@ def check(
     space = ws.ledger.space(ws.ledger.version(version).space_id)
     chosen = entity or entity_of(path)
     progress(f"check {path.name} as {chosen} vectors of {version}", 0, 1)
-    verdict = judge(ws, Upstream(ws, space), version, chosen, path, as_of)
+    upstream, started = Upstream(ws, space), time.perf_counter()
+    verdict = judge(ws, upstream, version, chosen, path, as_of)
+    verdict = replace(verdict, seconds=round(time.perf_counter() - started, 4))
     progress(f"check {path.name} as {chosen} vectors of {version}", 1, 1)
     return verdict
 

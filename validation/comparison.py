@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from feature_repo.contracts.errors import LakeError
 from validation.drift import compare_spaces, compare_vectors
@@ -22,6 +23,7 @@ from validation.specs import SnapshotSpec
 from validation.tables import Summary, iter_batches, read_column
 
 SAMPLE = 4_096
+SAMPLE_GROUPS = 32
 
 
 def compare_snapshots(path: Path, ids: pa.Array, previous: Path, spec: SnapshotSpec, sample: int = SAMPLE) -> Summary:
@@ -46,9 +48,7 @@ def compare_snapshots(path: Path, ids: pa.Array, previous: Path, spec: SnapshotS
         If the previous snapshot cannot be read.
     """
     result, here, there = compare_ids(ids, read_previous(previous, f"{spec.entity}_id"))
-    if len(here) > sample:
-        chosen = np.linspace(0, len(here) - 1, sample).astype(np.int64)
-        here, there = here[chosen], there[chosen]
+    here, there = _sampled(path, here, there, sample)
     now_SD = gather_vectors(path, here, spec.dim)
     with _blaming(previous):
         before_SD = gather_vectors(previous, there, spec.dim)
@@ -71,9 +71,7 @@ def compare_anchor(path: Path, ids: pa.Array, anchor: Path, spec: SnapshotSpec, 
         If the old snapshot cannot be read.
     """
     here, there = match_ids(ids, read_previous(anchor, f"{spec.entity}_id"))
-    if len(here) > sample:
-        chosen = np.linspace(0, len(here) - 1, sample).astype(np.int64)
-        here, there = here[chosen], there[chosen]
+    here, there = _sampled(path, here, there, sample)
     with _blaming(anchor):
         before_SD = gather_vectors(anchor, there, spec.dim)
     return {f"anchor_{name}": value for name, value in compare_spaces(gather_vectors(path, here, spec.dim), before_SD)}
@@ -136,13 +134,19 @@ def match_ids(ids: pa.Array, previous_ids: pa.Array) -> tuple[npt.NDArray[np.int
 def gather_vectors(path: Path, rows: npt.NDArray[np.int64], dim: int) -> FloatArray:
     """Return the vectors (S, D) at row numbers of a snapshot; NaN where one is null or not D long.
 
-    The file is streamed; only the wanted rows stay in memory.
+    Only row groups with a wanted row are read, as a stream; only the wanted rows stay in memory.
     """
     result_SD = np.full((len(rows), dim), np.nan, np.float32)
     order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
+    starts = _group_starts(path)
+    groups = np.searchsorted(starts, rows[order], side="right") - 1
+    # Only row groups that hold a wanted row are read, one after the other; rows count from the first of them.
+    read = np.unique(groups)
+    sizes = np.diff(starts)[read]
+    before = np.cumsum(sizes) - sizes
+    ordered = rows[order] - starts[groups] + before[np.searchsorted(read, groups)]
     start = 0
-    for batch in iter_batches(path, ["embedding"]):
+    for batch in iter_batches(path, ["embedding"], read.tolist()) if len(read) else ():
         low, high = np.searchsorted(ordered, [start, start + len(batch)])
         if high > low:
             block, _, whole_N = list_block(batch.column(0), dim)
@@ -152,3 +156,27 @@ def gather_vectors(path: Path, rows: npt.NDArray[np.int64], dim: int) -> FloatAr
             result_SD[order[low:high][good]] = block[place_N[local[good]]]
         start += len(batch)
     return result_SD
+
+
+def _group_starts(path: Path) -> npt.NDArray[np.int64]:
+    """Return the first row number of each row group, and the number of rows behind the last."""
+    footer = pq.read_metadata(path)
+    sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _sampled(
+    path: Path, here: npt.NDArray[np.int64], there: npt.NDArray[np.int64], sample: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return at most `sample` common entities, even over the file, from at most `SAMPLE_GROUPS` of its row groups."""
+    if len(here) <= sample:
+        return here, there
+    starts = _group_starts(path)
+    groups = len(starts) - 1
+    if groups > SAMPLE_GROUPS:
+        chosen = np.unique(np.linspace(0, groups - 1, SAMPLE_GROUPS).astype(np.int64))
+        inside = np.isin(np.searchsorted(starts, here, side="right") - 1, chosen)
+        if inside.sum() >= sample:
+            here, there = here[inside], there[inside]
+    even = np.unique(np.linspace(0, len(here) - 1, sample).astype(np.int64))
+    return here[even], there[even]

@@ -67,6 +67,11 @@ def compare_vectors(now_SD: FloatArray, before_SD: FloatArray, smoothing: float 
     cosine_S = np.einsum("sd,sd->s", fresh, before)
     own_S, identity = _identity(fresh, before)
     distance, gain = _procrustes(fresh, before)
+    correlation = _lowest_correlation(fresh, before)
+    if fresh is not now:
+        # What was changed after smoothing shows in what is stored, what was changed before it in the fresh vectors.
+        gain = max(gain, _procrustes(now, before)[1])
+        correlation = min(correlation, _lowest_correlation(now, before))
     return {
         **found,
         "cosine_mean": float(cosine_S.mean()),
@@ -75,7 +80,7 @@ def compare_vectors(now_SD: FloatArray, before_SD: FloatArray, smoothing: float 
         "identity": identity,
         "space_distance": distance,
         "space_gain": gain,
-        "dimension_correlation_min": _lowest_correlation(fresh, before),
+        "dimension_correlation_min": correlation,
         "neighbour_overlap": _neighbour_overlap(now, before),
         "psi_max": _psi_max(now, before),
         "rank_ratio": _effective_rank(now) / max(_effective_rank(before), 1e-9),
