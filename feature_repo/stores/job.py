@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from feast.saved_dataset import SavedDatasetStorage
 
 from feature_repo.lake import replacing
 from feature_repo.stores.engine import Settings, ViewJoin, join
-from feature_repo.stores.labels import Labels
+from feature_repo.stores.labels import Labels, time_range
 
 ShardFormat = Literal["parquet", "arrow"]
 GIGABYTE = 10**9
@@ -36,7 +37,7 @@ class PitRetrievalJob(RetrievalJob):
         settings: Settings,
         on_demand: Sequence[OnDemandFeatureView],
         full_feature_names: bool,
-        metadata: RetrievalMetadata,
+        features: Sequence[str],
     ) -> None:
         super().__init__()
         self._config = config
@@ -47,7 +48,7 @@ class PitRetrievalJob(RetrievalJob):
         self._substrait = [view for view in on_demand if view.mode == "substrait"]
         self._on_demand = [view for view in on_demand if view.mode != "substrait"]
         self._full_feature_names = full_feature_names
-        self._metadata = metadata
+        self._features = list(features)
 
     @property
     def rows(self) -> int:
@@ -64,10 +65,12 @@ class PitRetrievalJob(RetrievalJob):
         """Transformations that Feast applies to what was joined."""
         return self._on_demand
 
-    @property
+    @cached_property
     def metadata(self) -> RetrievalMetadata:
-        """Names of features and keys."""
-        return self._metadata
+        """Names of features and keys, and the range of the labels' times."""
+        keys = [name for name in self._labels.schema.names if name != self._time_column]
+        first, last = time_range(self._labels, self._time_column)
+        return RetrievalMetadata(self._features, keys, first, last)
 
     def to_batches(self, rows: int | None = None) -> Iterator[pa.Table]:
         """Yield the result in the order of the labels, on-demand features included.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo.contracts.errors import LakeError
@@ -31,6 +33,9 @@ class Labels(Protocol):
     def chunks(self, rows: int) -> Iterator[pa.Table]:
         """Yield the labels in their order, `rows` at a time and the rest at last."""
 
+    def column(self, name: str) -> Iterator[pa.ChunkedArray]:
+        """Yield one column, file by file."""
+
 
 class TableLabels:
     """Labels in memory."""
@@ -44,6 +49,10 @@ class TableLabels:
         """Yield slices; one empty table where there is no label."""
         for start in range(0, max(self.rows, 1), rows):
             yield self._table.slice(start, rows)
+
+    def column(self, name: str) -> Iterator[pa.ChunkedArray]:
+        """Yield one column."""
+        yield self._table[name]
 
 
 class FileLabels:
@@ -90,8 +99,22 @@ class FileLabels:
         if count or not self.rows:
             yield pa.concat_tables(held) if held else self.schema.empty_table()
 
+    def column(self, name: str) -> Iterator[pa.ChunkedArray]:
+        """Yield one column, file by file."""
+        for path in self._files:
+            with pq.ParquetFile(path) as file:
+                yield file.read(columns=[name])[name]
+
     def _batches(self, rows: int) -> Iterator[pa.Table]:
         for path in self._files:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=rows):
                     yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+
+
+def time_range(labels: Labels, name: str) -> tuple[datetime | None, datetime | None]:
+    """Return the first and the last label time; None where there is no label."""
+    ends = [pc.min_max(column.cast(pa.timestamp("us", tz="UTC"), safe=False)) for column in labels.column(name)]
+    first = [end["min"].as_py() for end in ends if end["min"].is_valid]
+    last = [end["max"].as_py() for end in ends if end["max"].is_valid]
+    return min(first, default=None), max(last, default=None)

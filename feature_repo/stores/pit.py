@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,23 @@ import pyarrow as pa
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
-from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig, _read_data_source
+from feast.infra.offline_stores.duckdb import (
+    DuckDBOfflineStore,
+    DuckDBOfflineStoreConfig,
+    _read_data_source,
+    _write_data_source,
+)
 from feast.infra.offline_stores.file_source import FileSource
-from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
+from feast.infra.offline_stores.ibis import (
+    pull_all_from_table_or_query_ibis,
+    pull_latest_from_table_or_query_ibis,
+)
+from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
+from ibis.expr import datatypes as dt
 from pydantic import Field
 
 from feature_repo.contracts.errors import ConfigError
@@ -119,9 +130,7 @@ class PitOfflineStore(DuckDBOfflineStore):
             settings=settings,
             on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
             full_feature_names=full_feature_names,
-            metadata=RetrievalMetadata(
-                features=feature_refs, keys=[name for name in labels.schema.names if name != time_column]
-            ),
+            features=feature_refs,
         )
 
     @staticmethod
@@ -136,15 +145,19 @@ class PitOfflineStore(DuckDBOfflineStore):
         end_date: datetime,
     ) -> RetrievalJob:
         """Return the latest row of each key in a time range, as Feast's DuckDB store does."""
-        return DuckDBOfflineStore.pull_latest_from_table_or_query(
-            config,
-            _absolute(config, data_source),
-            join_key_columns,
-            feature_name_columns,
-            timestamp_field,
-            created_timestamp_column,
-            start_date,
-            end_date,
+        return pull_latest_from_table_or_query_ibis(
+            config=config,
+            data_source=data_source,
+            join_key_columns=join_key_columns,
+            feature_name_columns=feature_name_columns,
+            timestamp_field=timestamp_field,
+            created_timestamp_column=created_timestamp_column,
+            start_date=start_date,
+            end_date=end_date,
+            data_source_reader=partial(_read, config),
+            data_source_writer=_write_data_source,
+            staging_location=config.offline_store.staging_location,
+            staging_location_endpoint_override=config.offline_store.staging_location_endpoint_override,
         )
 
     @staticmethod
@@ -159,15 +172,19 @@ class PitOfflineStore(DuckDBOfflineStore):
         end_date: datetime | None = None,
     ) -> RetrievalJob:
         """Return all rows in a time range, as Feast's DuckDB store does."""
-        return DuckDBOfflineStore.pull_all_from_table_or_query(
-            config,
-            _absolute(config, data_source),
-            join_key_columns,
-            feature_name_columns,
-            timestamp_field,
-            created_timestamp_column,
-            start_date,
-            end_date,
+        return pull_all_from_table_or_query_ibis(
+            config=config,
+            data_source=data_source,
+            join_key_columns=join_key_columns,
+            feature_name_columns=feature_name_columns,
+            timestamp_field=timestamp_field,
+            created_timestamp_column=created_timestamp_column,
+            start_date=start_date,
+            end_date=end_date,
+            data_source_reader=partial(_read, config),
+            data_source_writer=_write_data_source,
+            staging_location=config.offline_store.staging_location,
+            staging_location_endpoint_override=config.offline_store.staging_location_endpoint_override,
         )
 
     @staticmethod
@@ -239,7 +256,19 @@ def _files(config: RepoConfig, source: DataSource, keys: Sequence[str], features
         named = {name for file in files for name in file.schema.names}
         if named >= {*keys, *features}:
             return files
-    return [TableFile(_read_data_source(_absolute(config, source), str(config.repo_path)).to_pyarrow())]
+    return [TableFile(_read(config, source).to_pyarrow())]
+
+
+def _read(config: RepoConfig, source: DataSource, repo_path: str = "") -> Any:
+    """Read a source as Feast's DuckDB store does, with nanoseconds, which DuckDB cannot compare, as microseconds."""
+    table = _read_data_source(_absolute(config, source), str(config.repo_path))
+    # Ibis does not know DuckDB's name for nanoseconds with a time zone.
+    fine = {
+        name: table[name].cast(dt.Timestamp(timezone="UTC"))
+        for name, kind in table.schema().items()
+        if isinstance(kind, dt.Unknown) and "TIMESTAMPTZ_NS" in str(kind)
+    }
+    return table.mutate(**fine) if fine else table
 
 
 def _is_local_parquet(source: FileSource) -> bool:
