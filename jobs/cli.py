@@ -334,6 +334,21 @@ def evaluate(home: HomeOption = HOME) -> None:
 
 
 @app.command()
+def docs(
+    snapshot: Annotated[list[str] | None, typer.Option(help="Write only this one's page; may be repeated.")] = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Write the gate's pages: one per snapshot, an index of all refreshes, and Data Docs. They open offline.
+
+    Example: `headwater docs`
+    """
+    from jobs import docs as job
+
+    result = job.run(open_home(home), datetime.now(UTC), only=snapshot, progress=progress_reporter())
+    typer.echo(f"{result.pages} pages: {result.path}")
+
+
+@app.command()
 def status(home: HomeOption = HOME) -> None:
     """Show data, spaces, versions, snapshots with their freshness, and consumers.
 

@@ -229,7 +229,7 @@ def _refresh_entity(
         old, known = aligned(ids, *read_vectors(previous_file, key))
         vectors = stabilize(vectors, old, known, smoothing)
     available_at = as_of + ws.config.availability_lag
-    table = clocked(_vector_table(key, ids, vectors, norms), available_at)
+    table = clocked(vector_table(key, ids, vectors, norms), available_at)
     return publish(
         ws,
         View(view, entity, version, id_type_of(ids), EMBEDDING_FIELDS, ws.config.ttl_days),
@@ -241,7 +241,9 @@ def _refresh_entity(
     )
 
 
-def _vector_table(key: str, ids: pl.Series, vectors: np.ndarray, norms: np.ndarray) -> pa.Table:
+def vector_table(key: str, ids: pl.Series, vectors: np.ndarray, norms: np.ndarray) -> pa.Table:
+    """Return ids [N], vectors [N, D] and norms [N] as a snapshot's first three columns."""
+    """Return ids [N], vectors [N, D] and norms [N] as a snapshot's first three columns."""
     count, dim = vectors.shape
     offsets = pa.array(np.arange(count + 1, dtype=np.int32) * dim)
     embedding = pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(vectors).reshape(-1)))
