@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate clean
+.PHONY: help demo test check gate-faults bench-gate oracle bench-pit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,12 @@ gate-faults: $(READY)  ## damage real snapshots of the demo in every known way a
 
 bench-gate: $(READY)  ## time and memory of the gate at 1M and 10M rows (about 10 minutes, 6 GB of disk)
 	@$(BIN)/python -m benchmarks.gate
+
+oracle: $(READY)  ## hold the point-in-time store against the brute-force loop, 2,000 random cases (minutes)
+	@ORACLE_CASES=2000 $(BIN)/python -m pytest tests/feature_repo/stores/test_oracle.py
+
+bench-pit: $(READY)  ## time and memory of point-in-time joins beside Feast, Polars, DuckDB (half an hour, 45 GB of disk)
+	@$(BIN)/python -m benchmarks.pit
 
 check: $(READY)  ## lint and type-check
 	@$(BIN)/ruff check .
