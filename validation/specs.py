@@ -182,7 +182,7 @@ class Bounds:
     anchor_identity: float = 0.7
     anchor_space_gain: float = 0.1
     usual_anchor_space_gain: float = 0.03
-    agreement: float = 0.999
+    agreement: float = 0.9995
     usual_agreement: float = 0.99999
     canary_fall: float = 0.002
     canary_noises: float = 3.0

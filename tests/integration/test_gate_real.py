@@ -13,9 +13,20 @@ import pytest
 from typer.testing import CliRunner
 
 from feature_repo.contracts.errors import ConfigError, LakeError, NotFoundError, SnapshotRefusedError
-from jobs import backfill, demo, gate_faults, refresh, snapshot, train_upstream
+from jobs import (
+    apply,
+    backfill,
+    canary,
+    demo,
+    gate_faults,
+    refresh,
+    snapshot,
+    train_downstream,
+    train_upstream,
+    training_set,
+)
 from jobs.cli import app
-from jobs.config import Config, Upstream
+from jobs.config import Config, Consumer, Upstream
 from jobs.config import save as save_config
 from jobs.workspace import Workspace
 from validation.faults import FAULTS
@@ -201,3 +212,43 @@ def test_nobody_can_overrule_what_no_reader_could_read(
     monkeypatch.setattr(type(ws.ledger), "snapshot", lambda *_: unread)
     with pytest.raises(ConfigError, match="cannot be overruled"):
         snapshot.accept(ws, refused[0], by="Ada", why="trust me", now=NOW)
+
+
+@pytest.fixture(scope="module")
+def ranked(ws: Workspace) -> Workspace:
+    """The same home with a live click ranker."""
+    consumer = Consumer(name="ctr_ranker", task="ctr", versions=("v1",))
+    save_config(SMALL.model_copy(update={"consumers": (consumer,), "seeds": 1}), ws.home)
+    opened = Workspace.open(ws.home.root)
+    apply.run(opened)
+    training_set.run(opened, "ctr_ranker")
+    train_downstream.run(opened, "ctr_ranker")
+    return opened
+
+
+def test_a_canary_compares_two_snapshots_on_the_same_rows(ranked: Workspace, moment: datetime, tmp_path: Path) -> None:
+    path = ranked.home.snapshot_file("item_embedding_v1", moment)
+    damaged = tmp_path / "damaged.parquet"
+    frame = pl.read_parquet(path)
+    frame.with_columns(pl.col("embedding").shuffle(seed=3)).write_parquet(damaged)
+
+    same = canary.canaries(ranked, "v1", "item", path, path, moment)
+    (other,) = canary.canaries(ranked, "v1", "item", damaged, path, moment)
+
+    assert [(item.consumer, item.auc_now) for item in same] == [("ctr_ranker", same[0].auc_before)]
+    assert same[0].noise == 0 and same[0].rows > 200
+    assert other.auc_before == pytest.approx(same[0].auc_before)
+    assert other.auc_now != pytest.approx(other.auc_before, abs=1e-9) and other.noise > 0
+
+
+def test_a_refresh_asks_the_live_rankers(ranked: Workspace, moment: datetime) -> None:
+    path = ranked.home.snapshot_file("item_embedding_v1", moment)
+    verdict = snapshot.check(ranked, path, "v1", moment)
+    found = next(check for check in verdict.checks if check.name == "canary_ctr_ranker")
+    assert verdict.accepted is found.passed is True
+
+
+def test_no_rows_or_no_ranker_give_no_canary(ranked: Workspace, moment: datetime) -> None:
+    path = ranked.home.snapshot_file("item_embedding_v1", moment)
+    assert canary.canaries(ranked, "v1", "item", path, path, moment - timedelta(days=300)) == ()
+    assert canary.canaries(ranked, "v2", "item", path, path, moment) == ()

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from feature_repo.contracts.types import Check, Verdict
+from validation.evidence import Canary, Evidence, RawSample
 
 
 def names(verdict: Verdict, severity: str) -> set[str]:
@@ -47,12 +48,25 @@ def test_every_check_has_a_value_and_a_bound(kit: Any, gate: Any) -> None:
 
 def test_every_check_is_documented(kit: Any, gate: Any) -> None:
     path = kit.write(kit.table(kit.vectors()), "next")
-    spec = kit.spec(known_ids=pa.array(range(kit.rows)), smoothing=0.8)
-    verdict = gate.check(path, spec, workdir=kit.folder, previous=kit.previous())
+    everyone = pa.array(range(kit.rows))
+    spec = kit.spec(known_ids=everyone, active_ids=everyone, smoothing=0.0)
+    vectors, norms = kit.vectors().astype(np.float32), np.linalg.norm(kit.vectors(), axis=1).astype(np.float32)
+    evidence = Evidence(RawSample(everyone, vectors, norms), (Canary("name", 100, 0.8, 0.8, 0.01),))
+    verdict = gate.check(
+        path,
+        spec,
+        workdir=kit.folder,
+        previous=kit.previous(),
+        anchor=kit.folder / "previous.parquet",
+        evidence=lambda: evidence,
+    )
+    assert verdict.accepted and "canary_name" in {check.name for check in verdict.checks}, verdict
+    smoothed = gate.check(path, kit.spec(smoothing=0.8), workdir=kit.folder, previous=kit.previous())
+    verdict = replace(verdict, checks=(*verdict.checks, *smoothed.checks))
     text = (Path(__file__).parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
     for check in verdict.checks:
         assert (
-            f"`{check.name}`" in text
+            f"`{check.name.replace('canary_name', 'canary_<consumer>')}`" in text
             or f"`{check.name.removesuffix('_usual')}` / `_usual`" in text
             or (f"`{check.name.removesuffix('_usual')}` / `{check.name}`" in text)
         ), check.name
