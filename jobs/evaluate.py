@@ -175,6 +175,7 @@ def _gate(ws: Workspace) -> dict[str, Any]:
                 "rows": snapshot.rows,
                 "accepted": snapshot.accepted,
                 "checks": snapshot.verdict.to_dict()["checks"],
+                "seconds": snapshot.verdict.seconds,
             }
             for snapshot in snapshots
         ],
