@@ -73,7 +73,7 @@ def run(ws: Workspace, *, skipped: list[dict[str, str]] | None = None, progress:
 
 
 def _lift(ws: Workspace, task: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    from models.metrics import bootstrap_lift
+    from models.bootstrap import bootstrap_lift
 
     test = np.load(folder / "test.npz")
     logits, curves = {}, []

@@ -113,6 +113,7 @@ def _train(
         coverage,
         sequence_length=preset.sequence_length,
         interests=preset.interests,
+        top_items=preset.top_items,
     )
     tables = Tables(ws.log, encoder, actions, coverage)
     training = TrainingRows(
@@ -192,16 +193,17 @@ def seed_item_rows(model: DERM, tables: Tables, cutoff: datetime) -> None:
     rows = tables.item_rows[activity.item[before]]
     table = model.items.rows.weight
     users = int(activity.user.max()) + 1 if len(activity.user) else 0
-    dim = table.shape[1]
-    if min(users, len(np.unique(rows))) <= dim:
+    rank = min(table.shape[1], users - 1, len(np.unique(rows)) - 1)
+    if rank < 1:
         return
     counts = coo_matrix((np.ones(len(rows)), (activity.user[before], rows)), shape=(users, table.shape[0])).tocsr()
     counts.data = np.log1p(counts.data)
     # Popular items would take the first factors for themselves: each item counts by the root of its size.
     size = np.sqrt(np.asarray(counts.power(2).sum(axis=0)).ravel())
     scale = np.where(size > 0, 1.0 / np.sqrt(np.maximum(size, 1e-12)), 0.0)
-    _, strength, factors = svds(counts.multiply(scale[None, :]).tocsc(), k=dim, random_state=0)
-    vectors = factors.T * np.sqrt(strength)
+    _, strength, factors = svds(counts.multiply(scale[None, :]).tocsc(), k=rank, random_state=0)
+    vectors = np.zeros(table.shape)
+    vectors[:, :rank] = factors.T * np.sqrt(strength)
     length = np.linalg.norm(vectors, axis=1)
     known = length > 1e-9
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Ranking and retrieval metrics, and their intervals by resampling users. Numpy in, numbers out.
+"""Ranking and retrieval metrics. Numpy in, numbers out; their intervals are in `bootstrap.py`.
 
-Shapes: N rows, S seeds, R resamples, U users, B users of one retrieval, K retrieved, P positives.
+Shapes: N rows, B users of one retrieval, K retrieved.
 
 Every metric takes logits, so that none is lost to rounding, and row weights (1 / probability that the row was
 kept), so that a down-sampled log is judged as the log it stands for.
@@ -8,7 +8,7 @@ kept), so that a down-sampled log is judged as the log it stands for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,8 +46,8 @@ def roc_auc(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None)
     >>> roc_auc([0, 1, 0, 1], [0.1, 0.4, 0.4, 0.8])
     0.875
     """
-    labels, scores, weights = _rows(label, score, weight)
-    return _RankedScores(labels, scores, weights).auc()
+    labels, scores, weights = checked_rows(label, score, weight)
+    return RankedScores(labels, scores, weights).auc()
 
 
 def log_loss(label: ArrayLike, logits: ArrayLike, weight: ArrayLike | None = None) -> float:
@@ -58,8 +58,8 @@ def log_loss(label: ArrayLike, logits: ArrayLike, weight: ArrayLike | None = Non
     ValueError
         As :func:`roc_auc`.
     """
-    labels, scores, weights = _rows(label, logits, weight)
-    return float(np.average(_row_log_loss(labels, scores), weights=weights))
+    labels, scores, weights = checked_rows(label, logits, weight)
+    return float(np.average(row_log_loss(labels, scores), weights=weights))
 
 
 def normalized_entropy(label: ArrayLike, logits: ArrayLike, weight: ArrayLike | None = None) -> float:
@@ -72,9 +72,9 @@ def normalized_entropy(label: ArrayLike, logits: ArrayLike, weight: ArrayLike | 
     ValueError
         As :func:`roc_auc`.
     """
-    labels, scores, weights = _rows(label, logits, weight)
+    labels, scores, weights = checked_rows(label, logits, weight)
     rate = np.average(labels, weights=weights)
-    return float(np.average(_row_log_loss(labels, scores), weights=weights) / _entropy(rate))
+    return float(np.average(row_log_loss(labels, scores), weights=weights) / entropy(rate))
 
 
 def relative_lift(baseline: float, treatment: float) -> float:
@@ -120,7 +120,7 @@ def calibration(label: ArrayLike, logits: ArrayLike, weight: ArrayLike | None = 
     """
     if bins < 1:
         raise ValueError(f"calibration: bins is {bins}; it must be at least 1.")
-    labels, scores, weights = _rows(label, logits, weight)
+    labels, scores, weights = checked_rows(label, logits, weight)
     order = np.argsort(scores, kind="stable")
     predicted, labels, weights = sigmoid(scores[order]), labels[order], weights[order]
     middle = (np.cumsum(weights) - 0.5 * weights) / weights.sum()
@@ -140,7 +140,7 @@ def calibration(label: ArrayLike, logits: ArrayLike, weight: ArrayLike | None = 
     return Calibration(float(ratio), float(np.average(np.abs(mean - rate), weights=mass)), table)
 
 
-class _RankedScores:
+class RankedScores:
     """Scores sorted once, so that the AUC under any other row weights takes one cumulative sum.
 
     ``AUC = sum over positives of w (weight of negatives below + half of those tied) / (W+ W-)``.
@@ -176,133 +176,6 @@ class _RankedScores:
         beneath = running[self._below] + running[self._level]
         whole = positive_weight.sum() * running[-1]
         return float(0.5 * (positive_weight @ beneath) / whole) if whole > 0 else float("nan")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value on all rows and the 95% interval of its resamples."""
-
-    value: float
-    ci95: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class LiftRow:
-    """One row of the lift table: means over seeds, intervals over users.
-
-    Lift and changes compare with the baseline on the same resample and the same seed. The lift is relative;
-    the changes are differences, and below 0 is better.
-    """
-
-    auc: Interval
-    log_loss: Interval
-    normalized_entropy: Interval
-    calibration: Interval
-    relative_auc_lift: Interval
-    log_loss_change: Interval
-    normalized_entropy_change: Interval
-    seed_auc_lifts: tuple[float, ...]
-
-
-def bootstrap_lift(
-    label: ArrayLike,
-    weight: ArrayLike,
-    user: ArrayLike,
-    baseline: ArrayLike,
-    treatments: Mapping[str, ArrayLike],
-    *,
-    resamples: int = 200,
-    seed: int = 0,
-) -> dict[str, LiftRow]:
-    """Compare treatments with a baseline; intervals come from resampling users.
-
-    Rows of one user are not independent, so users are drawn with replacement and bring all their rows. Every
-    resample is used for the baseline, all treatments and all seeds (paired), and averaged over seeds. The
-    interval thus covers who happened to be in the test period; the spread over seeds stands beside it.
-
-    Parameters
-    ----------
-    label, weight, user
-        ``[N]``.
-    baseline
-        Logits ``[S, N]``, one row per seed.
-    treatments
-        Name to logits ``[S, N]``, the same seeds in the same order.
-    resamples
-        R; 200 gives the ends of a 95% interval to about a tenth of its width.
-    seed
-        Of the resampling.
-
-    Returns
-    -------
-    dict
-        ``"baseline"`` and each treatment, in order.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, a treatment is named "baseline", or more than one resample in twenty
-        has only one class (too few users with positives for an interval).
-
-    Notes
-    -----
-    Cost: one sort per model and seed, then per resample one gather and one cumulative sum over N.
-    """
-    if "baseline" in treatments:
-        raise ValueError("bootstrap_lift: no treatment may be named 'baseline', the first row is.")
-    named = {"baseline": baseline, **treatments}
-    models = {name: np.atleast_2d(np.asarray(rows)) for name, rows in named.items()}
-    shape = (len(models["baseline"]), len(np.asarray(label)))
-    for name, rows in models.items():
-        if rows.shape != shape:
-            raise ValueError(f"bootstrap_lift: logits of '{name}' have shape {rows.shape}, expected {shape}.")
-    codes, users = _codes(user)
-    if len(codes) != shape[1]:
-        raise ValueError(f"bootstrap_lift: {len(codes)} users for {shape[1]} labels.")
-    counts = np.concatenate([np.ones((1, users)), user_counts(users, resamples, seed)])  # [1 + R, U]
-    metrics = {name: _per_resample(label, weight, codes, rows, counts) for name, rows in models.items()}
-    broken = float(np.isnan(metrics["baseline"]["auc"][0]).mean())
-    if broken > 0.05:
-        raise ValueError(
-            f"bootstrap_lift: {broken:.0%} of the resamples hold one class only; "
-            "more users with positive labels are needed for an interval."
-        )
-    return {name: _lift_row(metrics["baseline"], values) for name, values in metrics.items()}
-
-
-def user_counts(users: int, resamples: int, seed: int) -> Floats:
-    """Return how often each user is drawn, ``[R, U]``: each row is U draws with replacement."""
-    generator = np.random.default_rng(seed)
-    draws = (generator.integers(users, size=users) for _ in range(resamples))
-    return np.stack([np.bincount(draw, minlength=users) for draw in draws]).astype(np.float64)
-
-
-def bootstrap_mean(values: ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Interval:
-    """Return the mean of per-user values ``[B]``, e.g. recall, with its interval over users.
-
-    Raises
-    ------
-    ValueError
-        If there are no values.
-    """
-    return bootstrap_ratio(values, np.ones(np.shape(values)), resamples=resamples, seed=seed)
-
-
-def bootstrap_ratio(treatment: ArrayLike, baseline: ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Interval:
-    """Return mean treatment / mean baseline of per-user values ``[B]``, on the same resamples of users.
-
-    Raises
-    ------
-    ValueError
-        If there are no values, or the shapes differ.
-    """
-    above, below = np.asarray(treatment, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    if above.ndim != 1 or above.shape != below.shape or len(above) == 0:
-        raise ValueError(f"Bootstrap: shapes {above.shape} and {below.shape}; one value per user is needed.")
-    draws = np.random.default_rng(seed)
-    rows = [np.arange(len(above)), *(draws.integers(len(above), size=len(above)) for _ in range(resamples))]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return _interval(np.array([above[row].mean() / below[row].mean() for row in rows]))
 
 
 def recall_at_k(retrieved: ArrayLike, relevant: Sequence[ArrayLike], ks: Sequence[int]) -> dict[int, Floats]:
@@ -350,58 +223,8 @@ def hit_matrix(retrieved: Integers, relevant: Sequence[ArrayLike]) -> NDArray[np
     return np.isin(keys, wanted) & (retrieved >= 0)
 
 
-def _per_resample(
-    label: ArrayLike, weight: ArrayLike, codes: Integers, logits: NDArray[np.floating], counts: Floats
-) -> dict[str, Floats]:
-    """Return every metric as ``[S, 1 + R]``; column 0 is all users once."""
-    users = counts.shape[1]
-    auc, loss, predicted = (np.empty((len(logits), len(counts))) for _ in range(3))
-    for row, values in enumerate(logits):
-        labels, scores, weights = _rows(label, values, weight)
-        ranked = _RankedScores(labels, scores, weights)
-        ranked.by_user(codes)
-        auc[row] = [ranked.resampled_auc(count) for count in counts]
-        # These are sums over rows, hence sums over users: no need to touch the rows again.
-        loss[row] = counts @ np.bincount(codes, weights * _row_log_loss(labels, scores), minlength=users)
-        predicted[row] = counts @ np.bincount(codes, weights * sigmoid(scores), minlength=users)
-    whole = counts @ np.bincount(codes, weights, minlength=users)
-    clicked = counts @ np.bincount(codes, weights * labels, minlength=users)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        loss = loss / whole
-        return {
-            "auc": auc,
-            "log_loss": loss,
-            "normalized_entropy": loss / _entropy(clicked / whole),
-            "calibration": predicted / clicked,
-        }
-
-
-def _lift_row(baseline: Mapping[str, Floats], model: Mapping[str, Floats]) -> LiftRow:
-    lifts = model["auc"] / baseline["auc"] - 1.0
-    return LiftRow(
-        **{name: _interval(values.mean(axis=0)) for name, values in model.items()},
-        relative_auc_lift=_interval(lifts.mean(axis=0)),
-        log_loss_change=_interval((model["log_loss"] - baseline["log_loss"]).mean(axis=0)),
-        normalized_entropy_change=_interval(
-            (model["normalized_entropy"] - baseline["normalized_entropy"]).mean(axis=0)
-        ),
-        seed_auc_lifts=tuple(float(lift) for lift in lifts[:, 0]),
-    )
-
-
-def _interval(values: Floats) -> Interval:
-    """Return column 0 with the 2.5% and 97.5% percentiles of the others."""
-    resampled = values[1:][np.isfinite(values[1:])]
-    low, high = np.quantile(resampled, (0.025, 0.975)) if len(resampled) else (np.nan, np.nan)
-    return Interval(float(values[0]), (float(low), float(high)))
-
-
-def _codes(user: ArrayLike) -> tuple[Integers, int]:
-    names, codes = np.unique(np.asarray(user), return_inverse=True)
-    return codes.astype(np.int64), len(names)
-
-
-def _rows(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
+def checked_rows(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
+    """Return label, score and weight ``[N]`` as float64; ValueError as :func:`roc_auc`."""
     labels, scores = np.asarray(label, dtype=np.float64), np.asarray(score, dtype=np.float64)
     weights = np.ones(len(labels)) if weight is None else np.asarray(weight, dtype=np.float64)
     if labels.ndim != 1 or labels.shape != scores.shape or labels.shape != weights.shape:
@@ -416,9 +239,11 @@ def _rows(label: ArrayLike, score: ArrayLike, weight: ArrayLike | None) -> tuple
     return labels, scores, weights
 
 
-def _row_log_loss(labels: Floats, logits: Floats) -> Floats:
+def row_log_loss(labels: Floats, logits: Floats) -> Floats:
+    """Return the binary cross entropy of each row ``[N]``, in nats."""
     return np.logaddexp(0.0, logits) - labels * logits
 
 
-def _entropy(rate: Floats | float) -> Floats | float:
+def entropy(rate: Floats | float) -> Floats | float:
+    """Return the entropy of a coin that lands heads at this rate, in nats."""
     return -(rate * np.log(rate) + (1.0 - rate) * np.log1p(-rate))

@@ -21,8 +21,8 @@ class Preset:
 
     Attributes
     ----------
-    sequence_length, interests
-        T activities and K interest values per attribute that are read of a user.
+    sequence_length, interests, top_items
+        T activities, K interest values per attribute and J items that are read of a user.
     batch_rows
         Impressions per training batch.
     model
@@ -33,6 +33,7 @@ class Preset:
 
     sequence_length: int
     interests: int
+    top_items: int
     batch_rows: int
     model: Callable[[InputSpec], DERM.Config]
     train: TrainConfig
@@ -61,7 +62,7 @@ def debug() -> Preset:
             interaction=InteractionTower.Config(1, 16, dhen),
         )
 
-    return Preset(8, 4, 512, model, TrainConfig(epochs=1, learning_rate=1e-2, embedding_learning_rate=1e-2))
+    return Preset(8, 4, 8, 512, model, TrainConfig(epochs=1, learning_rate=1e-2, embedding_learning_rate=1e-2))
 
 
 def small() -> Preset:
@@ -78,7 +79,7 @@ def small() -> Preset:
         )
 
     # One pass: clicks of one visit come in clusters, and a second pass learns them by heart.
-    return Preset(128, 64, 4096, model, TrainConfig(epochs=1, embedding_learning_rate=2e-2))
+    return Preset(64, 64, 192, 4096, model, TrainConfig(epochs=1, embedding_learning_rate=2e-2))
 
 
 def full() -> Preset:
@@ -102,4 +103,4 @@ def full() -> Preset:
         )
 
     train = TrainConfig(epochs=2, learning_rate=1e-3, embedding_learning_rate=2e-3)
-    return Preset(200, 32, 8192, model, train)
+    return Preset(200, 32, 200, 8192, model, train)

@@ -229,6 +229,7 @@ def input_spec(tables: Tables, history_length: int) -> InputSpec:
         actions=1 + len(encoder.actions),
         sequence_length=history_length,
         interests=encoder.interests,
+        top_items=encoder.top_items,
         context_cats=encoder.sizes("context"),
         context_nums=len(encoder.columns["context_nums"]),
     )
@@ -243,6 +244,7 @@ def user_batch(tables: Tables, users: UserTable, rows: np.ndarray) -> UserBatch:
     history = users.history
     item = history.item_code[rows]
     real = item >= 0
+    top = history.top_item[rows]
     safe = np.where(real, item, 0)
     assert tables._item_cats is not None
     cats = np.where(real[:, :, None], tables._item_cats[safe], 0).astype(np.int64)
@@ -256,6 +258,8 @@ def user_batch(tables: Tables, users: UserTable, rows: np.ndarray) -> UserBatch:
         seq_age=torch.from_numpy(np.log1p(history.age_hours[rows])),
         interest_value=torch.from_numpy(history.interest_value[rows].astype(np.int64)),
         interest_weight=torch.from_numpy(history.interest_weight[rows]),
+        top_item=torch.from_numpy(np.where(top >= 0, tables.item_rows[top], 0)),
+        top_weight=torch.from_numpy(history.top_weight[rows]),
     )
 
 

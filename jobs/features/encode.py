@@ -147,6 +147,7 @@ class Encoder:
     actions: list[str]
     sequence_length: int
     interests: int
+    top_items: int
     columns: dict[str, list[str]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -164,6 +165,7 @@ class Encoder:
             actions=values["actions"],
             sequence_length=values["sequence_length"],
             interests=values["interests"],
+            top_items=values["top_items"],
             columns=values["columns"],
         )
 

@@ -2,7 +2,7 @@
 
 Everything here reads events strictly before `as_of` and nothing else.
 
-Legend: U users, I items, T sequence length, A item attributes, K interests kept per attribute.
+Legend: U users, I items, T sequence length, A item attributes, K interests kept per attribute, J top items.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ WINDOWS_DAYS = (7, 28)
 COUNTED = ("impressions", "clicks", "conversions", "activity")
 STATS = tuple(f"{what}_{days}d" for days in WINDOWS_DAYS for what in COUNTED)
 INTEREST_HALF_LIFE = timedelta(days=30)
+_WHOLE = 2**24
 
 
 # A refresh reads the same counts for the plain views and for every version.
@@ -84,6 +85,10 @@ class UserHistory:
         int32 [U, A, K], attribute values by falling weight, 0 for padding.
     interest_weight
         float32 [U, A, K], decayed counts, each attribute's summing to at most 1.
+    top_item
+        int64 [U, J], item codes by falling decayed count, -1 for padding.
+    top_weight
+        float32 [U, J], log1p of the decayed counts, summing to 1.
     """
 
     user_code: np.ndarray
@@ -92,6 +97,8 @@ class UserHistory:
     age_hours: np.ndarray
     interest_value: np.ndarray
     interest_weight: np.ndarray
+    top_item: np.ndarray
+    top_weight: np.ndarray
 
 
 class Activity:
@@ -130,7 +137,14 @@ class Activity:
         return self.user[chosen], self.item[chosen]
 
     def before(
-        self, as_of: datetime, *, length: int, interests: int, item_values: np.ndarray, coverage: timedelta
+        self,
+        as_of: datetime,
+        *,
+        length: int,
+        interests: int,
+        top_items: int,
+        item_values: np.ndarray,
+        coverage: timedelta,
     ) -> UserHistory:
         """Read every active user's last actions and interests as of a moment.
 
@@ -142,6 +156,8 @@ class Activity:
             T, actions kept per user.
         interests
             K, values kept per user and attribute.
+        top_items
+            J, items kept per user.
         item_values
             int32 [items, A], encoded attributes by item code; 0 is unknown.
         coverage
@@ -159,7 +175,11 @@ class Activity:
         real = offset[None, :] < counts[users][:, None]
         positions = np.where(real, positions, 0)
         age = (now - self.time_us[positions]) / 3.6e9
-        values, weights = self._interests(inside, now, users, item_values, interests)
+        row = np.searchsorted(users, self.user[inside])
+        decayed = self._decayed(inside, now)
+        items = self.item[inside]
+        values, weights = _interests(row, decayed, item_values[items], (len(users), interests))
+        top, top_weight = _top_items(row, decayed, items, (len(users), top_items))
         return UserHistory(
             user_code=users.astype(np.int64),
             item_code=np.where(real, self.item[positions], -1),
@@ -167,37 +187,60 @@ class Activity:
             age_hours=np.where(real, age, 0).astype(np.float32),
             interest_value=values,
             interest_weight=weights,
+            top_item=top,
+            top_weight=top_weight,
         )
 
-    def _interests(
-        self, inside: np.ndarray, now: int, users: np.ndarray, item_values: np.ndarray, kept: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        attributes = item_values.shape[1]
-        values = np.zeros((len(users), attributes, kept), np.int32)
-        weights = np.zeros((len(users), attributes, kept), np.float32)
+    def _decayed(self, inside: np.ndarray, now: int) -> np.ndarray:
+        """Weigh each action by its age: int64 [actions], 2 ** 24 for an action of this moment."""
         half_life_us = INTEREST_HALF_LIFE / timedelta(microseconds=1)
-        row = np.searchsorted(users, self.user[inside])
         # Whole numbers add up to the same sum in any order, so two runs give the same interests.
-        decayed = np.rint(np.exp2((self.time_us[inside] - now) / half_life_us) * 2**24).astype(np.int64)
-        frame = pl.DataFrame({"row": row, "decayed": decayed})
-        items = self.item[inside]
-        for attribute in range(attributes):
-            top = (
-                frame.with_columns(pl.Series("value", item_values[items, attribute]))
-                .filter(pl.col("value") > 0)
-                .group_by("row", "value")
-                .agg(pl.col("decayed").sum())
-                .sort(["row", "decayed", "value"], descending=[False, True, False])
-                .with_columns(
-                    pl.int_range(pl.len()).over("row").alias("rank"),
-                    (pl.col("decayed") / pl.col("decayed").sum().over("row")).alias("share"),
-                )
-                .filter(pl.col("rank") < kept)
-            )
-            where = (top["row"].to_numpy(), attribute, top["rank"].to_numpy())
-            values[where] = top["value"].to_numpy()
-            weights[where] = top["share"].to_numpy()
-        return values, weights
+        return np.rint(np.exp2((self.time_us[inside] - now) / half_life_us) * _WHOLE).astype(np.int64)
+
+
+def _interests(
+    row: np.ndarray, decayed: np.ndarray, values_NA: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each user's strongest values per attribute and their shares, [U, A, K] each."""
+    users, kept = shape
+    attributes = values_NA.shape[1]
+    values = np.zeros((users, attributes, kept), np.int32)
+    weights = np.zeros((users, attributes, kept), np.float32)
+    for attribute in range(attributes):
+        known = values_NA[:, attribute] > 0
+        top = _strongest(row[known], values_NA[known, attribute], decayed[known], kept)
+        where = (top["row"].to_numpy(), attribute, top["rank"].to_numpy())
+        values[where] = top["value"].to_numpy()
+        weights[where] = (top["decayed"] / top["total"]).to_numpy()
+    return values, weights
+
+
+def _top_items(
+    row: np.ndarray, decayed: np.ndarray, items: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each user's strongest items and their weights, [U, J] each."""
+    top = _strongest(row, items, decayed, shape[1])
+    where = (top["row"].to_numpy(), top["rank"].to_numpy())
+    codes = np.full(shape, -1, np.int64)
+    codes[where] = top["value"].to_numpy()
+    weights = np.zeros(shape, np.float64)
+    # The tenth purchase of an item says less about a user than the first of another.
+    weights[where] = np.log1p(top["decayed"].to_numpy() / _WHOLE)
+    return codes, (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def _strongest(row: np.ndarray, value: np.ndarray, decayed: np.ndarray, kept: int) -> pl.DataFrame:
+    """Return per row the `kept` values of the largest decayed count: row, value, decayed, rank, the row's total."""
+    return (
+        pl.DataFrame({"row": row, "value": value, "decayed": decayed})
+        .group_by("row", "value")
+        .agg(pl.col("decayed").sum())
+        .sort(["row", "decayed", "value"], descending=[False, True, False])
+        .with_columns(
+            pl.int_range(pl.len()).over("row").alias("rank"), pl.col("decayed").sum().over("row").alias("total")
+        )
+        .filter(pl.col("rank") < kept)
+    )
 
 
 def _micros(moment: datetime) -> int:

@@ -114,6 +114,7 @@ class Tables:
             as_of,
             length=self._encoder.sequence_length,
             interests=self._encoder.interests,
+            top_items=self._encoder.top_items,
             item_values=self.item_cats(as_of),
             coverage=self._coverage,
         )
@@ -164,6 +165,7 @@ def fit_encoder(
     *,
     sequence_length: int,
     interests: int,
+    top_items: int,
 ) -> Encoder:
     """Learn all encodings from what was known at the end of a training grid.
 
@@ -203,5 +205,6 @@ def fit_encoder(
         actions=list(activity.actions),
         sequence_length=sequence_length,
         interests=interests,
+        top_items=top_items,
         columns=columns,
     )

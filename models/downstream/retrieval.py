@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from feature_repo.contracts.errors import MissingExtraError
-from models.metrics import Floats, Integers, Interval, bootstrap_mean, bootstrap_ratio, recall_at_k
+from models.bootstrap import Interval, bootstrap_mean, bootstrap_ratio
+from models.metrics import Floats, Integers, recall_at_k
 
 # Up to here an exact search of one user takes a few milliseconds and nothing has to be built.
 _FLAT_ITEMS = 100_000

@@ -2,7 +2,7 @@
 
 Index 0 means padding or unknown in every integer tensor.
 
-Legend: B rows, U distinct users, I distinct items, P extra pairs, T sequence, K interest values,
+Legend: B rows, U distinct users, I distinct items, P extra pairs, T sequence, K interest values, J top items,
 Cu/Ci/Cc categorical and Nu/Ni/Nc numeric features of user, item and context.
 """
 
@@ -39,6 +39,8 @@ class InputSpec:
         T, activities kept per user. The model accepts any length; this one is the caller's.
     interests
         K, values kept per item attribute.
+    top_items
+        J, items kept per user.
     context_cats, context_nums
         The same for the context of an impression; either may be empty.
     """
@@ -51,6 +53,7 @@ class InputSpec:
     actions: int
     sequence_length: int
     interests: int
+    top_items: int
     context_cats: tuple[int, ...] = ()
     context_nums: int = 0
 
@@ -58,7 +61,10 @@ class InputSpec:
         sizes = (*self.user_cats, *self.item_cats, *self.context_cats, self.item_rows, self.actions)
         if any(size < 1 for size in sizes):
             raise ConfigError("Every vocabulary needs at least the entry 0 (unknown); one here has none.")
-        if min(self.user_nums, self.item_nums, self.context_nums, self.sequence_length, self.interests) < 0:
+        if (
+            min(self.user_nums, self.item_nums, self.context_nums, self.sequence_length, self.interests) < 0
+            or self.top_items < 0
+        ):
             raise ConfigError("The widths of an InputSpec cannot be negative.")
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,6 +96,8 @@ class UserBatch(_Movable):
     seq_age: Tensor  # [U, T] float32, log1p hours between the event and as_of
     interest_value: Tensor  # [U, Ci, K] int64, values of item attribute c, 0 = pad
     interest_weight: Tensor  # [U, Ci, K] float32, >= 0, 0 for pad
+    top_item: Tensor  # [U, J] int64, id-table row, 0 = pad
+    top_weight: Tensor  # [U, J] float32, >= 0, 0 for pad
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +154,13 @@ def check_users(users: UserBatch, spec: InputSpec) -> None:
     _shape("user.seq_age", users.seq_age, (count, length))
     _shape("user.interest_value", users.interest_value, (count, fields, users.interest_value.shape[-1]))
     _shape("user.interest_weight", users.interest_weight, tuple(users.interest_value.shape))
+    _shape("user.top_item", users.top_item, (count, users.top_item.shape[-1]))
+    _shape("user.top_weight", users.top_weight, tuple(users.top_item.shape))
     _range("user.cats", users.cats, spec.user_cats)
     _range("user.seq_cats", users.seq_cats, spec.item_cats)
     _range("user.seq_item", users.seq_item.unsqueeze(-1), (spec.item_rows,))
     _range("user.seq_action", users.seq_action.unsqueeze(-1), (spec.actions,))
+    _range("user.top_item", users.top_item.unsqueeze(-1), (spec.item_rows,))
     _range("user.interest_value", users.interest_value.transpose(1, 2), spec.item_cats)
 
 

@@ -32,10 +32,10 @@ class SequenceTokens(nn.Module):
         age_limit: float = 11.0  # log1p hours, about seven years; older is as old
         transformer: Transformer.Config = field(default_factory=Transformer.Config)
 
-    def __init__(self, config: Config, spec: InputSpec, dim: int) -> None:
+    def __init__(self, config: Config, spec: InputSpec, dim: int, row_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.row_in = nn.Linear(dim, dim, bias=False)
+        self.row_in = nn.Linear(row_dim, dim, bias=False)
         self.attribute_in = nn.Linear(dim, dim, bias=False) if spec.item_cats else None
         self.actions = embedding(spec.actions, dim)
         self.ages = embedding(config.age_buckets, dim)
@@ -45,22 +45,20 @@ class SequenceTokens(nn.Module):
         self.queries = nn.Parameter(torch.randn(config.tokens, dim) * dim**-0.5)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, users: UserBatch, items: ItemTables) -> tuple[Tensor, Tensor]:
-        """Return tokens [U, Q, D] and the average id row of the same activities [U, D]."""
-        row_UTD = items.rows(users.seq_item)
+    def forward(self, users: UserBatch, items: ItemTables) -> Tensor:
+        """Return tokens [U, Q, D]."""
         known_US = functional.pad(users.seq_item > 0, (1, 0), value=True)
         null_U1D = self.null.expand(users.seq_item.shape[0], 1, -1)
-        events_USD = torch.cat([null_U1D, self._events(users, items) + self.row_in(row_UTD)], dim=1)
+        events_USD = torch.cat([null_U1D, self._events(users, items)], dim=1)
         for block in self.blocks:
             events_USD = block(events_USD, known_US)
         events_USD = self.norm(events_USD)
         scores_UQS = (self.queries @ events_USD.transpose(1, 2)).masked_fill(~known_US[:, None, :], -torch.inf)
         share_UQS = torch.softmax(scores_UQS, dim=-1)
-        average_U1D = share_UQS.mean(1, keepdim=True)[:, :, 1:] @ row_UTD
-        return self.out(share_UQS @ events_USD), average_U1D.squeeze(1)
+        return self.out(share_UQS @ events_USD)
 
     def _events(self, users: UserBatch, items: ItemTables) -> Tensor:
-        """Embed what every activity was besides its item row: attributes, action and age, [U, T, D].
+        """Embed what every activity was: item row, attributes, action and age, [U, T, D].
 
         A linear layer over concatenated embeddings is the sum of projected tables. Projecting the few
         thousand rows of the tables and summing them in one bag costs a tenth of the concatenation.
@@ -76,4 +74,4 @@ class SequenceTokens(nn.Module):
             tables.append(self.attribute_in(attributes.table.weight))
             columns.append(users.seq_cats + (attributes.offsets + start))
         index = torch.cat(columns, dim=-1).view(users_ * length, fields + 2)
-        return bag(index, torch.cat(tables)).view(users_, length, -1)
+        return bag(index, torch.cat(tables)).view(users_, length, -1) + self.row_in(items.rows(users.seq_item))

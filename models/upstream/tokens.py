@@ -64,19 +64,20 @@ class ItemTables(nn.Module):
 
     def __init__(self, rows: int, cats: tuple[int, ...], dim: int, out: int) -> None:
         super().__init__()
-        self.rows = embedding(rows, dim, padding_idx=0)
+        self.rows = embedding(rows, out, padding_idx=0)
         self.attributes = CategoryTable(cats, dim)
-        self.project = nn.Linear((1 + len(cats)) * dim, out, bias=False)
+        self.project = nn.Linear(len(cats) * dim, out, bias=False) if cats else None
         self.log_gain = nn.Parameter(torch.zeros(1 + len(cats)))
 
-    def common(self, row_BD: Tensor, attributes_BCD: Tensor) -> Tensor:
+    def common(self, row_BE: Tensor, attributes_BCD: Tensor) -> Tensor:
         """Return what an item is, or the average of what a user had, in the output space: [B, out].
 
         Scaled to entries near 1, so that a user of many interests is heard as well as one of few.
         """
-        sources_BFD = torch.cat([row_BD.unsqueeze(1), attributes_BCD], dim=1)
-        gain_F1 = torch.exp(self._STRETCH * self.log_gain)[:, None]
-        common_BE = self.project((sources_BFD * gain_F1).flatten(1))
+        gain_F = torch.exp(self._STRETCH * self.log_gain)
+        common_BE = row_BE * gain_F[0]
+        if self.project is not None:
+            common_BE = common_BE + self.project((attributes_BCD * gain_F[1:, None]).flatten(1))
         return common_BE * (common_BE.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
 
 
@@ -112,7 +113,13 @@ class HistoryDropout(nn.Module):
             return users
         keep_UT = torch.rand(users.seq_item.shape, device=users.seq_item.device) >= self.rate
         keep_UCK = torch.rand(users.interest_weight.shape, device=users.seq_item.device) >= self.rate
-        return replace(users, seq_item=users.seq_item * keep_UT, interest_weight=users.interest_weight * keep_UCK)
+        keep_UJ = torch.rand(users.top_weight.shape, device=users.seq_item.device) >= self.rate
+        return replace(
+            users,
+            seq_item=users.seq_item * keep_UT,
+            interest_weight=users.interest_weight * keep_UCK,
+            top_weight=users.top_weight * keep_UJ,
+        )
 
 
 class RowDropout(nn.Module):
@@ -132,6 +139,8 @@ class RowDropout(nn.Module):
 
 def bag(index_NK: Tensor, table_VD: Tensor, weight_NK: Tensor | None = None) -> Tensor:
     """Return the (weighted) sums of K rows of a table, [N, D]; no gradient reaches the weights."""
+    if index_NK.shape[1] == 0:
+        return table_VD.new_zeros(len(index_NK), table_VD.shape[1])
     return _Bag.apply(index_NK, table_VD, weight_NK)
 
 

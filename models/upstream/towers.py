@@ -15,7 +15,7 @@ from torch.nn import functional
 from models.upstream.dhen import DHEN
 from models.upstream.inputs import ContextBatch, InputSpec, ItemBatch, UserBatch
 from models.upstream.sequence import SequenceTokens
-from models.upstream.tokens import CategoryTable, HistoryDropout, ItemTables, NumericTokens, RowDropout
+from models.upstream.tokens import CategoryTable, HistoryDropout, ItemTables, NumericTokens, RowDropout, bag
 
 
 class UnitTokens(nn.Module):
@@ -51,9 +51,10 @@ class UserTower(nn.Module):
         super().__init__()
         self.cats = CategoryTable(spec.user_cats, dim)
         self.nums = NumericTokens(spec.user_nums, config.numeric_tokens, dim)
-        self.sequence = SequenceTokens(config.sequence, spec, dim)
+        self.sequence = SequenceTokens(config.sequence, spec, dim, out)
+        self.row_in = nn.Linear(out, dim)
         self.history_dropout = HistoryDropout(config.history_dropout)
-        fields = len(spec.user_cats) + self.nums.tokens + len(spec.item_cats) + config.sequence.tokens
+        fields = len(spec.user_cats) + self.nums.tokens + len(spec.item_cats) + config.sequence.tokens + 1
         self.dhen = DHEN(config.dhen, fields, dim)
         self.head = UnitTokens(fields, dim, out)
 
@@ -61,9 +62,15 @@ class UserTower(nn.Module):
         """Return unit vectors [U, M * E] and their lengths before scaling [U]."""
         users = self.history_dropout(users)
         interests_UCD = tables.attributes.weighted_sums(users.interest_value, users.interest_weight)
-        activity_UQD, row_UD = self.sequence(users, tables)
-        tokens = [self.cats(users.cats), self.nums(users.nums), interests_UCD, activity_UQD]
-        return self.head(self.dhen(torch.cat(tokens, dim=1)), tables.common(row_UD, interests_UCD))
+        row_UE = bag(users.top_item, tables.rows.weight, users.top_weight)
+        tokens = [
+            self.cats(users.cats),
+            self.nums(users.nums),
+            interests_UCD,
+            self.row_in(row_UE).unsqueeze(1),
+            self.sequence(users, tables),
+        ]
+        return self.head(self.dhen(torch.cat(tokens, dim=1)), tables.common(row_UE, interests_UCD))
 
 
 class ItemTower(nn.Module):
@@ -78,6 +85,7 @@ class ItemTower(nn.Module):
     def __init__(self, config: Config, spec: InputSpec, dim: int, out: int) -> None:
         super().__init__()
         self.nums = NumericTokens(spec.item_nums, config.numeric_tokens, dim)
+        self.row_in = nn.Linear(out, dim)
         self.row_dropout = RowDropout(config.row_dropout)
         fields = 1 + len(spec.item_cats) + self.nums.tokens
         self.dhen = DHEN(config.dhen, fields, dim)
@@ -85,9 +93,9 @@ class ItemTower(nn.Module):
 
     def forward(self, items: ItemBatch, tables: ItemTables) -> tuple[Tensor, Tensor]:
         """Return unit vectors [I, M * E] and their lengths before scaling [I]."""
-        row_ID, attributes_ICD = self.row_dropout(tables.rows(items.row)), tables.attributes(items.cats)
-        tokens = [row_ID.unsqueeze(1), attributes_ICD, self.nums(items.nums)]
-        return self.head(self.dhen(torch.cat(tokens, dim=1)), tables.common(row_ID, attributes_ICD))
+        row_IE, attributes_ICD = self.row_dropout(tables.rows(items.row)), tables.attributes(items.cats)
+        tokens = [self.row_in(row_IE).unsqueeze(1), attributes_ICD, self.nums(items.nums)]
+        return self.head(self.dhen(torch.cat(tokens, dim=1)), tables.common(row_IE, attributes_ICD))
 
 
 class InteractionTower(nn.Module):

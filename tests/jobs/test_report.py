@@ -16,7 +16,8 @@ import pytest
 
 from feature_repo.contracts.errors import LakeError, NotReadyError
 from jobs import report, report_charts
-from jobs.report import headline, render, run
+from jobs.report import render, run
+from jobs.report_quality import headline
 
 _VOID = {"meta", "link", "br", "hr", "img", "input"}
 _LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "formaction", "xlink:href"}

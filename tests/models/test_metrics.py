@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as reference
 
+from models.bootstrap import bootstrap_lift, bootstrap_mean, bootstrap_ratio, user_counts
 from models.metrics import (
-    bootstrap_lift,
-    bootstrap_mean,
-    bootstrap_ratio,
     calibration,
     hit_matrix,
     log_loss,
@@ -23,7 +21,6 @@ from models.metrics import (
     relative_lift,
     roc_auc,
     sigmoid,
-    user_counts,
 )
 
 

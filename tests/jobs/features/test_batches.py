@@ -48,7 +48,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingRows, pl
     log = EventLog(Home(Path(folder / "home")))
     known = as_known_at(opportunities(log), CUTOFF)
     grid = moments(START + timedelta(days=14), CUTOFF, timedelta(days=7))
-    encoder = fit_encoder(log, known, grid, ("view",), COVERAGE, sequence_length=5, interests=3)
+    encoder = fit_encoder(log, known, grid, ("view",), COVERAGE, sequence_length=5, interests=3, top_items=4)
     tables = Tables(log, encoder, ("view",), COVERAGE)
     made = TrainingRows(tables, known, grid, lag=LAG, until=CUTOFF, positives="click", activity_pairs=True)
     return made, known, grid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_histories_hold_the_last_actions_strictly_before(log: EventLog, actions:
     as_of, length = START + timedelta(days=20, hours=5), 6
     activity = Activity(log, actions)
     items = np.array([[1 + code % 4] for code in range(20)], np.int32)
-    history = activity.before(as_of, length=length, interests=3, item_values=items, coverage=COVERAGE)
+    history = activity.before(as_of, length=length, interests=3, top_items=4, item_values=items, coverage=COVERAGE)
     found: dict[int, list[dict]] = {}
     for row in rows_of(log):
         if row["event_type"] == "impression" or (actions and row["event_type"] not in actions):
@@ -108,6 +109,16 @@ def test_histories_hold_the_last_actions_strictly_before(log: EventLog, actions:
         assert history.interest_value[position, 0, : len(best)].tolist() == [value for value, _ in best]
         shares = [share / sum(weight.values()) for _, share in best]
         assert history.interest_weight[position, 0, : len(best)] == pytest.approx(shares, rel=1e-4)
+        strength: dict[int, float] = {}
+        for row in found[user]:
+            decayed = 0.5 ** ((as_of - row["event_timestamp"]) / INTEREST_HALF_LIFE)
+            strength[row["item_code"]] = strength.get(row["item_code"], 0.0) + decayed
+        top = sorted(strength.items(), key=lambda pair: (-pair[1], pair[0]))[:4]
+        padding = [-1] * (4 - len(top))
+        assert history.top_item[position].tolist() == [code for code, _ in top] + padding
+        logs = [math.log1p(value) for _, value in top]
+        weights = [value / sum(logs) for value in logs] + [0.0] * len(padding)
+        assert history.top_weight[position] == pytest.approx(weights, rel=1e-4)
 
 
 def test_items_with_too_few_events_before_the_moment_are_cold(log: EventLog) -> None:
@@ -143,7 +154,8 @@ def test_two_reads_of_one_moment_are_equal_to_the_bit(log: EventLog) -> None:
     as_of = START + timedelta(days=25)
     items = np.array([[1 + code % 4] for code in range(20)], np.int32)
     first, second = (
-        Activity(log, None).before(as_of, length=8, interests=3, item_values=items, coverage=COVERAGE) for _ in range(2)
+        Activity(log, None).before(as_of, length=8, interests=3, top_items=4, item_values=items, coverage=COVERAGE)
+        for _ in range(2)
     )
     for name in first.__dict__:
         assert np.array_equal(getattr(first, name), getattr(second, name)), name

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from models.bootstrap import bootstrap_lift
 from models.downstream.batches import SPARSE_ROWS, table_layouts
 from models.downstream.fit import FitConfig, fit_ranker, predict, sampling_offset
 from models.downstream.ranker import Ranker, RankerConfig
-from models.metrics import bootstrap_lift, calibration, log_loss, roc_auc
+from models.metrics import calibration, log_loss, roc_auc
 
 SMALL = RankerConfig(hidden=(32, 16), token_dim=8, pair_dim=8, numeric_dim=16, cross_rank=16)
 QUICK = FitConfig(ranker=SMALL, batch_size=256, max_epochs=8, learning_rate=3e-3, warmup_steps=10)

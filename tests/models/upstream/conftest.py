@@ -32,6 +32,7 @@ def spec() -> InputSpec:
         actions=3,
         sequence_length=8,
         interests=4,
+        top_items=6,
         context_cats=(5,),
         context_nums=1,
     )
@@ -70,6 +71,8 @@ def random_batch(
             seq_age=torch.rand(users, length, generator=rng) * 9 * real,
             interest_value=values,
             interest_weight=weights / weights.sum(-1, keepdim=True).clamp_min(1e-6),
+            top_item=ints(spec.item_rows, users, spec.top_items),
+            top_weight=torch.rand(users, spec.top_items, generator=rng),
         ),
         item=ItemBatch(
             row=ints(spec.item_rows, items),

@@ -92,6 +92,8 @@ def test_more_padding_changes_nothing(config, spec, make_batch, layers: int) -> 
         seq_age=wider(users.seq_age, 1, 2, 3),
         interest_value=wider(users.interest_value, 2, 0, 4),
         interest_weight=wider(users.interest_weight, 2, 0, 4),
+        top_item=wider(users.top_item, 1, 1, 2),
+        top_weight=wider(users.top_weight, 1, 1, 2),
     )
     torch.testing.assert_close(model.user_vectors(padded), model.user_vectors(users))
     # What stands in a padded position is not read either.
@@ -127,6 +129,7 @@ def test_a_user_of_whom_nothing_is_known_gets_a_finite_unit_vector(config, spec,
         {"item_nums": 0},
         {"item_cats": (), "item_nums": 0},
         {"interests": 0},
+        {"top_items": 0},
         {"item_rows": 1},
     ],
 )
@@ -142,7 +145,9 @@ def test_features_may_be_absent(spec: InputSpec, make_batch, change: dict) -> No
 def _without_rows(batch: TrainBatch) -> TrainBatch:
     return replace(
         batch,
-        user=replace(batch.user, seq_item=torch.zeros_like(batch.user.seq_item)),
+        user=replace(
+            batch.user, seq_item=torch.zeros_like(batch.user.seq_item), top_item=torch.zeros_like(batch.user.top_item)
+        ),
         item=replace(batch.item, row=torch.zeros_like(batch.item.row)),
     )
 

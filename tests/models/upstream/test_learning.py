@@ -31,6 +31,7 @@ def taste_spec() -> InputSpec:
         actions=2,
         sequence_length=6,
         interests=3,
+        top_items=5,
     )
 
 
