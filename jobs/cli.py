@@ -112,21 +112,29 @@ def print_lift(summary: dict[str, Any]) -> None:
             ],
             "\nLift of ranking, test period",
         )
-    if summary["retrieval"]:
-        print_table(
-            [
-                {
-                    "retrieval": row["model"],
-                    "recall@10": f"{row['recall_at_10']:.4f}",
-                    "recall@50": f"{row['recall_at_50']:.4f}",
-                    "recall@100": f"{row['recall_at_100']:.4f}",
-                    "x popularity at 100": f"{row['ratio_to_popularity_at_100']:.2f}",
-                    "95% interval": f"[{row['ratio_ci95'][0]:.2f}, {row['ratio_ci95'][1]:.2f}]",
-                }
-                for row in summary["retrieval"]
-            ],
-            "\nRetrieval, test period",
-        )
+    print_retrieval(summary["retrieval"], "\nRetrieval, test period")
+    before = summary.get("retrieval_validation") or {}
+    print_retrieval(before.get("table", []), "\nRetrieval, before the test period (choose settings here)")
+
+
+def print_retrieval(rows: list[dict[str, Any]], title: str) -> None:
+    """Print recall per model; nothing where there are no rows."""
+    if not rows:
+        return
+    print_table(
+        [
+            {
+                "retrieval": row["model"],
+                "recall@10": f"{row['recall_at_10']:.4f}",
+                "recall@50": f"{row['recall_at_50']:.4f}",
+                "recall@100": f"{row['recall_at_100']:.4f}",
+                "x popularity at 100": f"{row['ratio_to_popularity_at_100']:.2f}",
+                "95% interval": f"[{row['ratio_ci95'][0]:.2f}, {row['ratio_ci95'][1]:.2f}]",
+            }
+            for row in rows
+        ],
+        title,
+    )
 
 
 @ingest_app.command("parquet")

@@ -63,6 +63,7 @@ def run(ws: Workspace, *, skipped: list[dict[str, str]] | None = None, progress:
         "skipped": skipped or [],
         "retrieval": retrieval.get("table", []),
         "retrieval_setup": retrieval.get("setup"),
+        "retrieval_validation": retrieval.get("validation"),
         "learning_curves": curves,
         "timings_s": read_json(timings) if timings.exists() else {},
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "platform": platform.platform()},

@@ -93,6 +93,7 @@ def render(summary: Part) -> str:
         skipped=rows_of(summary, "skipped"),
         retrieval=quality.retrieval(rows_of(summary, "retrieval")),
         retrieval_setup=part(summary, "retrieval_setup"),
+        retrieval_before=quality.retrieval(rows_of(part(summary, "retrieval_validation"), "table")),
         splits=history.splits(summary),
         versions=rows_of(summary, "versions"),
         gate=history.gate(part(summary, "gate")),
