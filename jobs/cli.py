@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -144,6 +144,8 @@ def ingest_parquet(
     items: Annotated[list[str] | None, typer.Option(help="Item attributes.")] = None,
     name: Annotated[str, typer.Option(help="What people call the data set.")] = "events",
     max_bad_rows: Annotated[int, typer.Option(help="Bad rows to quarantine instead of refusing all.")] = 0,
+    click_days: Annotated[float, typer.Option(help="Longest time from an impression to its click.")] = 7,
+    conversion_days: Annotated[float, typer.Option(help="Longest time from a click to its conversion.")] = 30,
     replace: Annotated[bool, typer.Option("--replace", help="Drop another data set of this home folder.")] = False,
     home: HomeOption = HOME,
 ) -> None:
@@ -162,6 +164,8 @@ def ingest_parquet(
         items=tuple(items or ()),
         now=datetime.now(UTC),
         max_bad_rows=max_bad_rows,
+        click_window=timedelta(days=click_days),
+        conversion_window=timedelta(days=conversion_days),
         replace=replace,
     )
     tell = progress_reporter()

@@ -7,7 +7,7 @@ read (docs/adr/0002-version-in-the-view-name.md).
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from feast import Entity as FeastEntity
@@ -33,13 +33,17 @@ _TYPES: dict[str, Any] = {
 
 def feast_objects(home: Home, ledger: Ledger) -> dict[str, Any]:
     """Return every Feast object of a home folder by its name; empty before anything was published."""
-    published = {snapshot.view for snapshot in ledger.snapshots(accepted=True)}
-    records = [view for view in ledger.views() if view.name in published]
+    since: dict[str, datetime] = {}
+    for snapshot in ledger.snapshots(accepted=True):
+        since[snapshot.view] = min(snapshot.available_at, since.get(snapshot.view, snapshot.available_at))
+    records = [view for view in ledger.views() if view.name in since]
     if not records:
         return {}
     value_type = ValueType.INT64 if records[0].id_type == "int64" else ValueType.STRING
     entities = {name: FeastEntity(name=name, join_keys=[join_key(name)], value_type=value_type) for name in ENTITIES}
-    views = {record.name: _view(home, ledger, record, entities[record.entity]) for record in records}
+    views = {
+        record.name: _view(home, ledger, record, entities[record.entity], since[record.name]) for record in records
+    }
     services = {
         consumer["name"]: FeatureService(
             name=consumer["name"],
@@ -52,7 +56,7 @@ def feast_objects(home: Home, ledger: Ledger) -> dict[str, Any]:
     return {**entities, **views, **services}
 
 
-def _view(home: Home, ledger: Ledger, record: View, entity: FeastEntity) -> FeatureView:
+def _view(home: Home, ledger: Ledger, record: View, entity: FeastEntity, since: datetime) -> FeatureView:
     tags, description, owner = {"kind": "plain"}, "Counts or attributes as of each snapshot.", ""
     if record.version is not None:
         version = ledger.version(record.version)
@@ -76,6 +80,8 @@ def _view(home: Home, ledger: Ledger, record: View, entity: FeastEntity) -> Feat
         created_timestamp_column="created",
         description="One Parquet file per snapshot.",
     )
+    # Feast puts the wall clock here, and every `feast apply` would report the view as changed.
+    source.created_timestamp = source.last_updated_timestamp = since
     return FeatureView(
         name=record.name,
         entities=[entity],
