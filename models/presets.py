@@ -66,12 +66,14 @@ def debug() -> Preset:
 
 
 def small() -> Preset:
-    """Return the demo's model: vectors of 64 floats, a minute or less per 700k rows on a CPU."""
+    """Return the demo's model: vectors of 192 floats, a minute or two per 700k rows on a CPU."""
     dhen = DHEN.Config(layers=1, masknet=MaskNet.Config(2, 32, 32), mlp=MLP.Config(64))
 
     def model(inputs: InputSpec) -> DERM.Config:
         return DERM.Config(
             inputs,
+            # As wide as naming a hundred items takes (docs/adr/0007-vectors-that-name-items.md).
+            out_dim=48,
             # No transformer block before the pooling: on the demo's data it cost time and gained nothing.
             user=UserTower.Config(sequence=SequenceTokens.Config(layers=0), dhen=dhen),
             item=ItemTower.Config(dhen=dhen),
@@ -79,7 +81,7 @@ def small() -> Preset:
         )
 
     # One pass: clicks of one visit come in clusters, and a second pass learns them by heart.
-    return Preset(64, 64, 192, 4096, model, TrainConfig(epochs=1, embedding_learning_rate=2e-2))
+    return Preset(32, 64, 128, 4096, model, TrainConfig(epochs=1, embedding_learning_rate=2e-2))
 
 
 def full() -> Preset:

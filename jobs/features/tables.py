@@ -26,7 +26,7 @@ from jobs.features.history import STATS, Activity, UserHistory, known_items, sta
 from jobs.features.log import EventLog
 
 MIN_ITEM_COUNT = 5
-ID_BUCKETS = 2048
+ID_BUCKETS = 16_384
 
 
 @dataclass(frozen=True)
