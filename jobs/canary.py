@@ -97,9 +97,9 @@ def _canary(
     as_of: datetime,
 ) -> Canary | None:
     from jobs.features.ranking import RankerEncoder
+    from models.bootstrap import bootstrap_lift
     from models.downstream.artifact import load_ranker
     from models.downstream.fit import predict
-    from models.metrics import bootstrap_lift
     from validation.evidence import Canary
 
     artifact = ws.home.root / record["record"]["artifact"]

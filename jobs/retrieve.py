@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +15,9 @@ from feature_repo.contracts.naming import ENTITIES, embedding_view
 from feature_repo.contracts.types import Snapshot
 from feature_repo.lake import read_json, write_json
 from jobs.workspace import Progress, Workspace, silent
+
+if TYPE_CHECKING:
+    from models.downstream.retrieval import RetrievalScore
 
 KS = (10, 50, 100)
 HORIZON = timedelta(days=28)
@@ -98,81 +101,119 @@ def _pair(ws: Workspace, version: str, until: datetime) -> _Pair | None:
     return _Pair(users, items)
 
 
-def _score(ws: Workspace, pair: _Pair) -> dict[str, Any] | None:
-    """Score a pair of snapshots and the baselines; None where nobody chose a known item."""
-    from jobs.refresh import read_vectors
-    from models.downstream.retrieval import als, build_index, popularity, score_retrieval
+@dataclass(frozen=True)
+class Question:
+    """What retrieval is asked as of one moment, and how well it was answered.
 
-    user_ids, user_vectors = read_vectors(ws.home.root / pair.users.path, "user_id")
-    item_ids, item_vectors = read_vectors(ws.home.root / pair.items.path, "item_id")
+    Attributes
+    ----------
+    asked
+        Positions among the user ids of those who chose something, int [B].
+    relevant
+        For each of them the positions of the items chosen within `HORIZON`.
+    popular
+        Items by how often they were chosen before the moment, int [B, K].
+    pairs
+        Positions of user and item of every choice before the moment, int [E] each.
+    """
+
+    asked: np.ndarray
+    relevant: list[np.ndarray]
+    popular: np.ndarray
+    pairs: tuple[np.ndarray, np.ndarray]
+
+    def rank(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Return the best items for those who are asked about, int [B, K]; users [U, D], items [I, D]."""
+        from models.downstream.retrieval import build_index
+
+        found, _ = build_index(items).search(users[self.asked], max(KS))
+        return found
+
+    def score(self, ranked: np.ndarray) -> RetrievalScore:
+        """Return recall of a ranking [B, K], and its ratio to popularity."""
+        from models.downstream.retrieval import score_retrieval
+
+        return score_retrieval(ranked, self.relevant, KS, baseline=self.popular)
+
+
+def question(ws: Workspace, user_ids: pl.Series, item_ids: pl.Series, as_of: datetime) -> Question | None:
+    """Read from the log what the given users chose of the given items; None if nobody chose any.
+
+    Choices before `as_of`, as far as `coverage` reaches, are for the baselines; choices within 28 days from
+    the moment at which a snapshot as of `as_of` can be read are to be found.
+    """
+    from models.downstream.retrieval import popularity
+
     positions = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
     rows = pl.DataFrame({"user_id": user_ids}).with_row_index("user")
-    start, cutoff = pair.users.available_at, pair.users.as_of
-    actions = ws.config.retrieval_actions or (("conversion",) if ws.log.record.counts.get("conversion") else ("click",))
-    acted = pl.col("event_type").cast(pl.String).is_in(list(actions))
-    chosen = (
-        ws.log.events.filter(acted & pl.col("event_timestamp").is_between(start, start + HORIZON, closed="left"))
-        .select("user_id", "item_id")
-        .unique()
-        .join(positions, on="item_id")
-        .join(rows, on="user_id")
-    )
+    start = as_of + ws.config.availability_lag
+    acted = ws.log.events.filter(pl.col("event_type").cast(pl.String).is_in(list(actions_of(ws))))
+
+    def between(first: datetime, last: datetime) -> pl.DataFrame:
+        found = acted.filter(pl.col("event_timestamp").is_between(first, last, closed="left"))
+        return found.select("user_id", "item_id").join(positions, on="item_id")
+
+    chosen = between(start, start + HORIZON).unique().join(rows, on="user_id")
     if chosen.height == 0:
         return None
     asked = chosen["user"].unique().sort()
-    relevant_by = dict(chosen.sort("item").group_by("user").agg("item").iter_rows())
-    relevant = [np.array(relevant_by[user]) for user in asked.to_list()]
+    relevant = dict(chosen.sort("item").group_by("user").agg("item").iter_rows())
+    past = between(as_of - ws.config.coverage, as_of)
+    counts = np.bincount(past["item"].to_numpy(), minlength=len(item_ids)).astype(np.float64)
+    pairs = past.join(rows, on="user_id")
+    return Question(
+        asked=asked.to_numpy(),
+        relevant=[np.array(relevant[user]) for user in asked.to_list()],
+        popular=popularity(counts, len(asked), max(KS)),
+        pairs=(pairs["user"].to_numpy(), pairs["item"].to_numpy()),
+    )
 
-    k = max(KS)
-    index = build_index(item_vectors)
-    found, _ = index.search(user_vectors[asked.to_numpy()], k)
-    past = ws.log.events.filter(
-        pl.col("event_timestamp").is_between(cutoff - ws.config.coverage, cutoff, closed="left") & acted
-    )
-    counts = _counts(past, positions)
-    factors = item_vectors.shape[1]
-    baselines = {f"popularity ({', '.join(actions)})": popularity(counts, len(asked), k)}
-    pairs = past.select("user_id", "item_id").join(positions, on="item_id").join(rows, on="user_id")
-    baselines[f"ALS ({factors} factors, implicit)"] = als(
-        pairs["user"].to_numpy(),
-        pairs["item"].to_numpy(),
-        np.ones(pairs.height, np.float32),
-        (len(user_ids), len(item_ids)),
-        asked.to_numpy(),
-        k,
-        factors=factors,
-    )
-    reference = next(iter(baselines))
-    table = []
-    for what, ranked in {f"DERM {pair.users.version}": found, **baselines}.items():
-        score = score_retrieval(ranked, relevant, KS, baseline=baselines[reference])
-        table.append(
-            {
-                "model": what,
-                **{f"recall_at_{at}": score.recall[at].value for at in KS},
-                "ci95_at_100": list(score.recall[100].ci95),
-                "ratio_to_popularity_at_100": score.ratio[100].value,
-                "ratio_ci95": list(score.ratio[100].ci95),
-            }
-        )
+
+def actions_of(ws: Workspace) -> tuple[str, ...]:
+    """Return the event types that retrieval has to foresee."""
+    found = "conversion" if ws.log.record.counts.get("conversion") else "click"
+    return ws.config.retrieval_actions or (found,)
+
+
+def _score(ws: Workspace, pair: _Pair) -> dict[str, Any] | None:
+    """Score a pair of snapshots and the baselines; None where nobody chose a known item."""
+    from jobs.refresh import read_vectors
+    from models.downstream.retrieval import als, build_index
+
+    user_ids, users = read_vectors(ws.home.root / pair.users.path, "user_id")
+    item_ids, items = read_vectors(ws.home.root / pair.items.path, "item_id")
+    asked = question(ws, user_ids, item_ids, pair.users.as_of)
+    if asked is None:
+        return None
+    factors = items.shape[1]
+    ones = np.ones(len(asked.pairs[0]), np.float32)
+    factorized = als(*asked.pairs, ones, (len(users), len(items)), asked.asked, max(KS), factors=factors)
+    ranked = {
+        f"DERM {pair.users.version}": asked.rank(users, items),
+        f"popularity ({', '.join(actions_of(ws))})": asked.popular,
+        f"ALS ({factors} factors, implicit)": factorized,
+    }
     return {
-        "table": table,
+        "table": [_row(name, asked.score(positions)) for name, positions in ranked.items()],
         "setup": {
             "as_of": pair.users.as_of.isoformat(),
             "horizon_days": HORIZON.days,
-            "actions": list(actions),
-            "users": len(asked),
-            "items": len(item_ids),
-            "relevant": chosen.height,
-            "index": index.kind,
+            "actions": list(actions_of(ws)),
+            "users": len(asked.asked),
+            "items": len(items),
+            "relevant": sum(len(found) for found in asked.relevant),
+            "index": build_index(items).kind,
             "snapshot": pair.items.snapshot_id,
         },
         "space_id": pair.users.space_id,
     }
 
 
-def _counts(events: pl.DataFrame, positions: pl.DataFrame) -> np.ndarray:
-    """Count events per item position: float64 [I]."""
-    counted = events.group_by("item_id").len("count")
-    filled = positions.join(counted, on="item_id", how="left", maintain_order="left")["count"].fill_null(0)
-    return filled.cast(pl.Float64).to_numpy()
+def _row(name: str, score: RetrievalScore) -> dict[str, Any]:
+    return {
+        "model": name,
+        **{f"recall_at_{at}": score.recall[at].value for at in KS},
+        "ci95_at_100": list(score.recall[100].ci95),
+        "ratio_to_popularity_at_100": score.ratio[100].value,
+        "ratio_ci95": list(score.ratio[100].ci95),
+    }

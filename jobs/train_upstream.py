@@ -17,7 +17,10 @@ from feature_repo.lake import read_json, write_json
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
+    from jobs.config import Upstream
+    from jobs.features.encode import Encoder
     from jobs.features.tables import Tables
+    from models.presets import Preset
     from models.upstream.derm import DERM
 
 WARM_UP = timedelta(days=28)
@@ -76,27 +79,72 @@ def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
             f"{version} is published and was trained with other settings or data. A version never changes its "
             "space: name the new model as the next version in config.yaml, or use another --home."
         )
+    from models import presets
+    from models.upstream.derm import space_id
+
     ws.use_threads()
-    space, rows, curve = _train(ws, version, cutoff, folder / "checkpoint", progress)
+    fitted = fit_upstream(
+        ws, settings, presets.by_name(ws.config.preset), checkpoints=folder / "checkpoint", progress=progress
+    )
+    identity = space_id(fitted.model.state_dict(), fitted.model.config.to_dict(), ws.log.fingerprint)
+    artifact = ws.home.artifacts / identity
+    fitted.save(artifact)
+    space = Space(
+        space_id=identity,
+        dim=fitted.model.dim,
+        train_end=cutoff,
+        data_fingerprint=ws.log.fingerprint,
+        artifact=str(artifact.relative_to(ws.home.root)),
+        config=fitted.model.config.to_dict(),
+    )
     ws.ledger.put_space(space)
     ws.ledger.put_version(Version(version, space.space_id, settings.description, "upstream team", ws.config.smoothing))
-    write_json({"request": request, "space_id": space.space_id, "rows": rows, "curve": curve}, done)
+    write_json({"request": request, "space_id": identity, "rows": fitted.rows, "curve": fitted.curve}, done)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    return Result(version, space, rows, curve)
+    return Result(version, space, fitted.rows, fitted.curve)
 
 
-def _train(
-    ws: Workspace, version: str, cutoff: datetime, checkpoints: Path, progress: Progress
-) -> tuple[Space, int, list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model with the encodings it reads, and how its training went."""
+
+    model: DERM
+    encoder: Encoder
+    rows: int
+    curve: list[dict[str, Any]]
+
+    def save(self, folder: Path) -> None:
+        """Write model and encodings where a refresh finds them."""
+        self.model.save(folder)
+        self.encoder.save(folder / "encoder.json")
+
+
+def fit_upstream(
+    ws: Workspace, settings: Upstream, preset: Preset, *, checkpoints: Path | None = None, progress: Progress = silent
+) -> Fitted:
+    """Train one upstream model on what was known before the upstream cut-off; register nothing.
+
+    Parameters
+    ----------
+    settings
+        Weights of the losses and the seed.
+    preset
+        What is read, what is built and how it is trained.
+    checkpoints
+        Folder from which a killed training goes on.
+
+    Raises
+    ------
+    NotReadyError
+        If no labelled row with a history lies before the cut-off.
+    """
     from jobs.features.batches import TrainingRows, input_spec
     from jobs.features.labels import as_known_at, opportunities
     from jobs.features.tables import Tables, fit_encoder
-    from models import presets
     from models.training import fit
-    from models.upstream.derm import DERM, space_id
+    from models.upstream.derm import DERM
 
-    settings = ws.config.upstream(version)
-    preset = presets.by_name(ws.config.preset)
+    version, cutoff = settings.version, ws.splits.upstream_end
     rows = as_known_at(opportunities(ws.log), cutoff)
     grid = ws.refresh_moments(ws.log.start + WARM_UP, cutoff)
     if not grid or rows.height == 0:
@@ -157,19 +205,7 @@ def _train(
         progress=lambda step, total, metrics: progress(f"train {version}: loss {metrics['total']:.4f}", step, total),
         checkpoint_dir=checkpoints,
     )
-    identity = space_id(model.state_dict(), config.to_dict(), ws.log.fingerprint)
-    artifact = ws.home.artifacts / identity
-    model.save(artifact)
-    encoder.save(artifact / "encoder.json")
-    space = Space(
-        space_id=identity,
-        dim=model.dim,
-        train_end=cutoff,
-        data_fingerprint=ws.log.fingerprint,
-        artifact=str(artifact.relative_to(ws.home.root)),
-        config=config.to_dict(),
-    )
-    return space, training.rows, history.records
+    return Fitted(model, encoder, training.rows, history.records)
 
 
 def _rate(mean: Any) -> float:
