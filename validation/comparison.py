@@ -105,7 +105,9 @@ def compare_ids(ids: pa.Array, previous_ids: pa.Array) -> tuple[Summary, npt.NDA
     """Return row ratio and coverage, and the row numbers of the common entities in both files."""
     here, there = match_ids(ids, previous_ids)
     previous_rows = len(previous_ids)
-    common = len(np.unique(there))
+    found = np.zeros(previous_rows, bool)
+    found[there] = True
+    common = int(found.sum())
     summary: Summary = {
         "previous_rows": previous_rows,
         "row_ratio": len(ids) / previous_rows if previous_rows else np.nan,

@@ -99,7 +99,8 @@ class RowTable:
     def totals(self) -> Summary:
         """Return the counts and norms of the whole snapshot."""
         hashes = np.concatenate(self._hashes) if self._hashes else np.zeros(0, np.uint64)
-        repeated = len(hashes) - len(np.unique(hashes))
+        hashes.sort()  # np.unique takes ten times as long
+        repeated = int((hashes[1:] == hashes[:-1]).sum())
         return {
             **self._counts,
             **self._norm.totals("norm"),
