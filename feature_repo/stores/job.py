@@ -80,8 +80,9 @@ class PitRetrievalJob(RetrievalJob):
         rows
             Labels per table; by default as many as the memory limit allows.
         """
-        for labels in self._labels.chunks(rows or self._chunk_rows()):
-            yield _Part(self, self._joined(labels)).to_arrow()
+        chunk = rows or self._chunk_rows()
+        for labels in self._labels.chunks(chunk):
+            yield from self._pieces(labels, chunk)
 
     def to_shards(
         self,
@@ -104,18 +105,28 @@ class PitRetrievalJob(RetrievalJob):
             Called with rows done and rows in all.
         """
         chunk = self._chunk_rows()
-        parts = []
-        for number, labels in enumerate(self._labels.chunks(rows)):
-            part = folder / f"part-{number:05d}.{form}"
-            parts.append(part)
-            if not part.exists():
-                tables = (
-                    _Part(self, self._joined(labels.slice(start, chunk))).to_arrow()
-                    for start in range(0, max(labels.num_rows, 1), chunk)
-                )
-                _write(tables, part, form)
-            progress(min((number + 1) * rows, self.rows), self.rows)
+        parts: list[Path] = []
+        # Several files from one join where memory allows: each join reads the views' files again.
+        for labels in self._labels.chunks(rows * max(1, chunk // rows)):
+            slices = [labels.slice(start, rows) for start in range(0, max(labels.num_rows, 1), rows)]
+            names = [folder / f"part-{len(parts) + i:05d}.{form}" for i in range(len(slices))]
+            todo = [(name, part) for name, part in zip(names, slices, strict=True) if not name.exists()]
+            parts += names
+            if len(todo) == 1:
+                _write(self._pieces(todo[0][1], chunk), todo[0][0], form)
+            elif todo:
+                whole = _Part(self, self._joined(pa.concat_tables([part for _, part in todo]))).to_arrow()
+                start = 0
+                for name, part in todo:
+                    _write(iter([whole.slice(start, part.num_rows)]), name, form)
+                    start += part.num_rows
+            progress(min(len(parts) * rows, self.rows), self.rows)
         return parts
+
+    def _pieces(self, labels: pa.Table, chunk: int) -> Iterator[pa.Table]:
+        """Yield the result for some labels in tables of at most `chunk` rows."""
+        for start in range(0, max(labels.num_rows, 1), chunk):
+            yield _Part(self, self._joined(labels.slice(start, chunk))).to_arrow()
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
         """Write the result, on-demand features included, where Feast's saved datasets go."""
@@ -143,12 +154,12 @@ class PitRetrievalJob(RetrievalJob):
         return table
 
     def _chunk_rows(self) -> int:
-        """Labels per table, so that one table takes about a tenth of the memory limit."""
+        """Labels per table, so that one table takes about a fifth of the memory limit."""
         per_row = self._labels.row_bytes + sum(
             view.source.row_bytes([stored for _, stored in view.features]) for view in self._views
         )
         limit = self._config.offline_store.memory_limit_gb * GIGABYTE
-        return max(10_000, int(limit / 10 / max(per_row, 16)))
+        return max(10_000, int(limit / 5 / max(per_row, 16)))
 
 
 class _Part(RetrievalJob):
