@@ -46,7 +46,7 @@ def run(
         If the gate refused a snapshot: the moments before it stay published.
     """
     ws.use_threads()
-    moments = ws.refresh_moments(start or ws.splits.upstream_end, end or ws.log.end)
+    moments = ws.refresh_moments(start or ws.splits.upstream_end, end or min(ws.log.end, ws.splits.end))
     versions = ws.ledger.versions()
     upstreams = {version.version: refresh.Upstream(ws, ws.ledger.space(version.space_id)) for version in versions}
     found: list[Publication] = []

@@ -52,7 +52,8 @@ def labels_of(ws: Workspace, task: str) -> pl.DataFrame:
     """
     from jobs.features.labels import opportunities
 
-    rows = opportunities(ws.log).filter(pl.col("event_timestamp") >= ws.splits.upstream_end)
+    splits = ws.splits
+    rows = opportunities(ws.log).filter(pl.col("event_timestamp").is_between(splits.upstream_end, splits.end))
     if task == "ctr":
         if rows["click"].null_count():
             raise NotReadyError("The log has no impressions, so there is no click-through rate to learn.")
