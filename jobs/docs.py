@@ -61,9 +61,9 @@ def run(ws: Workspace, now: datetime, *, only: Collection[str] | None = None, pr
     done = 0
     for _, group in groupby(snapshots, key=lambda snapshot: snapshot.view):
         done += _pages_of_view(ws, list(group), decisions, only, folder, now, progress)
-    chosen = [s for s in snapshots if only is None or s.snapshot_id in only]
     progress("data docs", 0, 1)
-    build_data_docs({s.snapshot_id: s.verdict for s in chosen}, folder / "data_docs", checked_at=now)
+    verdicts = {snapshot.snapshot_id: snapshot.verdict for snapshot in snapshots}
+    build_data_docs(verdicts, folder / "data_docs", checked_at=now, only=only)
     progress("data docs", 1, 1)
     index = folder / "index.html"
     _write(index, "gate_index.html.jinja", views=_views(snapshots, decisions), now=now, whole=only is None)

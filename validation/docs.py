@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +49,9 @@ _REMOVED = (
 )  # fmt: skip
 
 
-def build_data_docs(verdicts: Mapping[str, Verdict], folder: Path, *, checked_at: datetime) -> Path:
+def build_data_docs(
+    verdicts: Mapping[str, Verdict], folder: Path, *, checked_at: datetime, only: Collection[str] | None = None
+) -> Path:
     """Write Data Docs of verdicts and return the path of their index.
 
     Takes about 0.05 s per page, so build them once at the end of a run, or for refused snapshots only.
@@ -62,13 +64,18 @@ def build_data_docs(verdicts: Mapping[str, Verdict], folder: Path, *, checked_at
         Written: ``index.html`` and ``validations/<snapshot_id>.html``. Pages of other snapshots are kept.
     checked_at
         The moment that the pages show; passed in, so that equal verdicts give equal pages.
+    only
+        Ids whose pages to write, None for all; the index always lists all verdicts that have a page.
     """
     pages = folder / "validations"
     pages.mkdir(parents=True, exist_ok=True)
     for snapshot_id, verdict in verdicts.items():
+        if only is not None and snapshot_id not in only:
+            continue
         (pages / f"{snapshot_id}.html").write_text(_page(snapshot_id, verdict, checked_at), encoding="utf-8")
     index = folder / "index.html"
-    index.write_text(_index(verdicts), encoding="utf-8")
+    shown = {name: verdict for name, verdict in verdicts.items() if (pages / f"{name}.html").exists()}
+    index.write_text(_index(shown), encoding="utf-8")
     return index
 
 

@@ -139,6 +139,8 @@ def test_only_the_named_pages_are_written(ws: Workspace, folder: Path) -> None:
     before = page.stat().st_mtime_ns, other.stat().st_mtime_ns
     assert docs.run(ws, NOW, only=["user_embedding_v1-2"]).pages == 1
     assert page.stat().st_mtime_ns != before[0] and other.stat().st_mtime_ns == before[1]
+    for index in (folder / "index.html", folder / "data_docs" / "index.html"):
+        assert all(f"user_embedding_v1-{week}.html" in index.read_text(encoding="utf-8") for week in range(WEEKS))
     with pytest.raises(NotFoundError, match="nothing"):
         docs.run(ws, NOW, only=["nothing"])
 
