@@ -114,12 +114,17 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        seconds = row.get("error") or text(row["seconds"], ".2f")
-        lines.append(
-            f"| {row['size']} | {row['engine']} | {seconds} | {text(row['cpu_seconds'], '.2f')} "
-            f"| {text(row['rows_per_s'], ',.0f')} | {text(row['peak_rss_gb'], '.2f')} | {text(row['ratio_to_feast_duckdb'], '.1f')} "
-            f"| {text(row['ratio_to_floor'], '.2f')} |"
-        )
+        cells = [
+            row["size"],
+            row["engine"],
+            row.get("error") or text(row["seconds"], ".2f"),
+            text(row["cpu_seconds"], ".2f"),
+            text(row["rows_per_s"], ",.0f"),
+            text(row["peak_rss_gb"], ".2f"),
+            text(row["ratio_to_feast_duckdb"], ".1f"),
+            text(row["ratio_to_floor"], ".2f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
