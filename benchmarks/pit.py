@@ -39,6 +39,7 @@ SIZES = [
 FEAST = "feast duckdb"
 # The best of so many runs, of fewer where they take long: a shared machine only ever makes a run slower.
 RUNS, ENOUGH = 3, 20.0
+MEMORY_CAP = 12 * 10**9
 
 
 def engines_of(size: Size) -> list[str]:
@@ -54,6 +55,8 @@ def measure(engine: str, size: Size, folder: Path) -> dict[str, Any]:
     """Run one engine in this process."""
     from benchmarks.pit_engines import ENGINES, STREAMED
 
+    # An engine that wants more than this fails alone instead of taking the machine down with it.
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_CAP, MEMORY_CAP))
     run = (STREAMED if "streamed" in size.name else ENGINES)[engine](size, folder)
     seconds, cpu, rows, begun = [], [], 0, time.perf_counter()
     while len(seconds) < RUNS and (not seconds or time.perf_counter() - begun < ENOUGH):
@@ -134,7 +137,8 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="times the labels and entities")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the sizes to run")
     parser.add_argument("--timeout", type=float, default=600, help="seconds per engine and size")
-    parser.add_argument("--data", type=Path, help="folder for the files; kept and used again if given")
+    parser.add_argument("--data", type=Path, help="folder for the files; kept and gone on with if given")
+    parser.add_argument("--engines", nargs="*", help="run only these; all by default")
     parser.add_argument("--out", type=Path, help="where the results go; by default only a whole run at scale 1 is kept")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
@@ -144,16 +148,21 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = (chosen.data or Path(scratch)).resolve()
-        rows: list[dict[str, Any]] = []
-        for index in chosen.only if chosen.only is not None else range(len(SIZES)):
-            size = SIZES[index].scaled(chosen.scale)
+        kept = folder / f"measured-{chosen.scale:g}.json"
+        measured: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
+        sizes = [SIZES[i].scaled(chosen.scale) for i in chosen.only or range(len(SIZES))]
+        for size in sizes:
             print(f"{size.name}: files", file=sys.stderr, flush=True)
             prepare(size, folder)
-            found = {}
+            found = measured.setdefault(size.name, {})
             for engine in engines_of(size):
+                if engine in found or (chosen.engines and engine not in chosen.engines):
+                    continue
+                index = next(i for i, known in enumerate(SIZES) if known.name == size.name)
                 found[engine] = in_own_process(engine, index, chosen.scale, folder, chosen.timeout)
                 print(f"  {engine}: {found[engine]}", file=sys.stderr, flush=True)
-            rows += records(size, found)
+                kept.write_text(json.dumps(measured), encoding="utf-8")
+        rows = [row for size in SIZES if size.name in measured for row in records(size, measured[size.name])]
     print(table(rows))
     out = chosen.out or (RESULTS if chosen.scale == 1 and chosen.only is None else None)
     if out is not None:
