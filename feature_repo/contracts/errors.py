@@ -10,6 +10,7 @@
     ├── NotFoundError           the named space, version, snapshot, consumer ... does not exist
     ├── NotReadyError           an earlier stage has to run first
     ├── BusyError               another process holds the home folder
+    ├── OnlineStoreError        the online store cannot be reached, refuses, or holds what it should not
     ├── SnapshotRefusedError    the gate refused a snapshot; carries the Verdict
     ├── SpaceMismatchError      vectors of two spaces would meet
     └── MissingExtraError       an optional package is not installed
@@ -73,6 +74,10 @@ class BusyError(HeadwaterError):
     """Another process holds the home folder."""
 
     exit_code = 75  # EX_TEMPFAIL: trying again later is right
+
+
+class OnlineStoreError(HeadwaterError):
+    """The online store cannot be reached, refuses, or holds what it should not."""
 
 
 class SnapshotRefusedError(HeadwaterError):
