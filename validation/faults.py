@@ -132,7 +132,7 @@ FAULTS: tuple[Fault, ...] = (
     # Wrong space
     Fault("rotated space", "space", matrix(lambda v, _: v @ rotation(v.shape[1]))),
     Fault("mirrored space", "space", matrix(lambda v, _: -v)),
-    Fault("permuted dimensions", "dimension_order", matrix(lambda v, _: v[:, rng().permutation(v.shape[1])])),
+    Fault("permuted dimensions", "space or dimension_order", matrix(lambda v, _: v[:, rng().permutation(v.shape[1])])),
     Fault("two dimensions swapped", "dimension_order", matrix(swap)),
     Fault("one sign flipped", "dimension_order", flip([2])),
     Fault("all from another model", "cosine_mean", matrix(lambda _, m: m.other_model)),
