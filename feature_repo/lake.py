@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.contracts.errors import BusyError, LakeError
 from feature_repo.contracts.naming import moment_stem
+from feature_repo.failpoints import durable
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,16 @@ class Home:
         ------
         BusyError
             If another process holds it.
+        LakeError
+            If the folder cannot be written.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / f".{name}.lock", "a+") as handle:
+        path = self.root / f".{name}.lock"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = open(path, "a+")  # noqa: SIM115 (closed below; an error of the body is not one of opening)
+        except OSError as error:
+            raise LakeError(f"Could not open {path}: {error}. Free space or fix permissions and run again.") from error
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -109,8 +117,9 @@ def replacing(final: Path) -> Iterator[Path]:
         yield staged
         with open(staged, "rb") as handle:
             os.fsync(handle.fileno())
-        os.replace(staged, final)
-        _sync_folder(final.parent)
+        with durable(f"file {final.parent.name}/{final.name}"):
+            os.replace(staged, final)
+            _sync_folder(final.parent)
     except OSError as error:
         raise LakeError(f"Could not write {final}: {error}. Free space or fix permissions and run again.") from error
     finally:
@@ -164,6 +173,26 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LakeError(f"Could not read {path}: {error}. Run the stage that writes it again.") from error
+
+
+def folder_digest(folder: Path) -> str:
+    """Return one SHA-256 over the names and bytes of all files of a folder, hidden ones left out.
+
+    Raises
+    ------
+    LakeError
+        If the folder is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        for path in files:
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
+    except OSError as error:
+        raise LakeError(f"Could not read {folder}: {error}. Run the stage that writes it again.") from error
+    if not files:
+        raise LakeError(f"{folder} is missing or empty. Run the stage that writes it again.")
+    return digest.hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from feature_repo import lifecycle
 from jobs import refresh, refresh_plain
 from jobs.publication import Publication
 from jobs.workspace import Progress, Workspace, silent
@@ -32,6 +33,9 @@ def run(
 ) -> Result:
     """Publish the counts and every version's vectors for each scheduled moment in [start, end).
 
+    A version is left out where its model was trained on later events, where its snapshots were pruned, and when
+    it is retired.
+
     Parameters
     ----------
     start
@@ -47,14 +51,16 @@ def run(
     """
     ws.use_threads()
     moments = ws.refresh_moments(start or ws.splits.upstream_end, end or min(ws.log.end, ws.splits.end))
-    versions = ws.ledger.versions()
+    retired = lifecycle.retirements(ws.ledger)
+    versions = [version for version in ws.ledger.versions() if version.version not in retired]
     upstreams = {version.version: refresh.Upstream(ws, ws.ledger.space(version.space_id)) for version in versions}
     found: list[Publication] = []
     for step, moment in enumerate(moments):
         progress(f"refresh as of {moment:%Y-%m-%d}", step, len(moments))
         found.extend(refresh_plain.run(ws, moment).publications)
         for version in versions:
-            result = refresh.run(ws, version.version, moment, upstream=upstreams[version.version])
-            found.extend(result.publications)
+            if refresh.why_not(ws, version.version, moment) is None:
+                result = refresh.run(ws, version.version, moment, upstream=upstreams.get(version.version))
+                found.extend(result.publications)
     progress("refresh", len(moments), len(moments))
     return Result(tuple(moments), tuple(found))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import cli_snapshot
+from jobs import cli_release, cli_snapshot, cli_versions
 from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, quiet, read_moment
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app = typer.Typer(
 ingest_app = typer.Typer(help="Bring an event log into the lake.", no_args_is_help=True)
 app.add_typer(ingest_app, name="ingest")
 app.add_typer(cli_snapshot.app, name="snapshot")
+app.add_typer(cli_versions.app, name="version")
+app.add_typer(cli_release.app, name="release")
 
 
 def main() -> None:

@@ -50,6 +50,9 @@ class Upstream(_Settings):
 
     version: str
     description: str = ""
+    train_end: AwareDatetime | None = Field(
+        None, description="nothing from here on is trained on; null: the splits' upstream_end"
+    )
     click_weight: float = Field(1.0, ge=0)
     conversion_weight: float = Field(1.0, ge=0)
     contrastive_weight: float = Field(1.0, ge=0)

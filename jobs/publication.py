@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from feature_repo.contracts.errors import SnapshotRefusedError
 from feature_repo.contracts.naming import join_key, moment_stem
 from feature_repo.contracts.types import Snapshot, Verdict, View
+from feature_repo.failpoints import durable
 from feature_repo.lake import replacing, sha256_of, write_json
 from feature_repo.stores import twin
 from jobs.workspace import Workspace
@@ -115,7 +116,8 @@ def publish(
         )
         if not verdict.accepted:
             refused.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staged, refused)
+            with durable(f"file quarantine/{snapshot_id}"):
+                os.replace(staged, refused)
             write_json(verdict.to_dict(), refused.parent / "verdict.json")
             write_json(asdict(view), refused.parent / "view.json")
             ws.ledger.put_snapshot(snapshot)

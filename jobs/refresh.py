@@ -12,7 +12,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feature_repo.contracts.errors import LakeError, NotReadyError
+from feature_repo import lifecycle
+from feature_repo.contracts.errors import LakeError, NotReadyError, SpaceMismatchError
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.contracts.types import Entity, Space, View
 from jobs.publication import Publication, clocked, latest_before, publish, published
@@ -160,6 +161,27 @@ def aligned(ids: pl.Series, old_ids: pl.Series, old: np.ndarray) -> tuple[np.nda
     return old[np.where(known, position, 0)], known
 
 
+def why_not(ws: Workspace, version: str, as_of: datetime) -> str | None:
+    """Return why a version cannot be refreshed as of a moment; None if it can, or its snapshots are there."""
+    views = [embedding_view(entity, version) for entity in ENTITIES]
+    retired = lifecycle.retirements(ws.ledger).get(version)
+    if retired is not None:
+        return f"{version} is retired since {retired.at:%Y-%m-%d} ({retired.why}): refresh a version that is in use."
+    reason = None
+    train_end = ws.ledger.space(ws.ledger.version(version).space_id).train_end
+    horizon = min((moment for view, moment in lifecycle.horizons(ws.ledger).items() if view in views), default=None)
+    if as_of < train_end:
+        reason = (
+            f"{version} was trained on events up to {train_end:%Y-%m-%d}: its vectors as of {as_of:%Y-%m-%d} would "
+            f"know their future. Refresh it as of {train_end:%Y-%m-%d} or later."
+        )
+    elif horizon is not None and as_of < horizon:
+        reason = f"{version} was pruned before {horizon:%Y-%m-%d}: refresh it as of that moment or later."
+    if reason is not None and all(published(ws, view, as_of) for view in views):
+        return None
+    return reason
+
+
 def run(
     ws: Workspace,
     version: str,
@@ -188,21 +210,34 @@ def run(
     SnapshotRefusedError
         If the gate refused a snapshot.
     NotReadyError
-        If nothing was known of any entity at that moment.
+        If nothing was known of any entity at that moment, or the version cannot be refreshed for it.
+    BusyError
+        If another process refreshes this version.
+    SpaceMismatchError
+        If `upstream` is a model of another space.
     """
     record = ws.ledger.version(version)
     space = ws.ledger.space(record.space_id)
+    reason = why_not(ws, version, as_of)
+    if reason is not None:
+        raise NotReadyError(reason)
+    if upstream is not None and upstream.space.space_id != space.space_id:
+        raise SpaceMismatchError(
+            f"{version} is space {space.space_id}, but the model makes vectors of {upstream.space.space_id}: "
+            "refresh the version that was registered for it, or carry its vectors over with `headwater version bridge`."
+        )
     publications = []
-    for step, entity in enumerate(ENTITIES):
-        view = embedding_view(entity, version)
-        progress(f"refresh {view} as of {as_of:%Y-%m-%d}", step, len(ENTITIES))
-        done = published(ws, view, as_of)
-        if done is not None:
-            publications.append(Publication(done, 0.0, reused=True))
-            continue
-        if upstream is None:
-            upstream = Upstream(ws, space)
-        publications.append(_refresh_entity(ws, upstream, entity, view, version, record.smoothing, as_of))
+    with ws.home.lock(f"refresh-{version}"):
+        for step, entity in enumerate(ENTITIES):
+            view = embedding_view(entity, version)
+            progress(f"refresh {view} as of {as_of:%Y-%m-%d}", step, len(ENTITIES))
+            done = published(ws, view, as_of)
+            if done is not None:
+                publications.append(Publication(done, 0.0, reused=True))
+                continue
+            if upstream is None:
+                upstream = Upstream(ws, space)
+            publications.append(_refresh_entity(ws, upstream, entity, view, version, record.smoothing, as_of))
     progress(f"refresh {version} as of {as_of:%Y-%m-%d}", len(ENTITIES), len(ENTITIES))
     return Result(version, as_of, tuple(publications))
 
@@ -230,6 +265,7 @@ def _refresh_entity(
         vectors = stabilize(vectors, old, known, smoothing)
     available_at = as_of + ws.config.availability_lag
     table = clocked(vector_table(key, ids, vectors, norms), available_at)
+    table = table.replace_schema_metadata({"space_id": upstream.space.space_id, "version": version})
     return publish(
         ws,
         View(view, entity, version, id_type_of(ids), EMBEDDING_FIELDS, ws.config.ttl_days),
@@ -242,7 +278,6 @@ def _refresh_entity(
 
 
 def vector_table(key: str, ids: pl.Series, vectors: np.ndarray, norms: np.ndarray) -> pa.Table:
-    """Return ids [N], vectors [N, D] and norms [N] as a snapshot's first three columns."""
     """Return ids [N], vectors [N, D] and norms [N] as a snapshot's first three columns."""
     count, dim = vectors.shape
     offsets = pa.array(np.arange(count + 1, dtype=np.int32) * dim)

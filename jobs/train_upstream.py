@@ -40,7 +40,7 @@ class Result:
 
 
 def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
-    """Train the upstream of `version` on what was known before the upstream cut-off.
+    """Train the upstream of `version` on what was known before its cut-off.
 
     A version that was trained on this log before the same cut-off with the same settings is kept.
     Killed, a training goes on from its last checkpoint and ends with the same weights.
@@ -53,9 +53,10 @@ def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
         If nothing is ingested or no labelled row lies before the cut-off.
     """
     settings = ws.config.upstream(version)
-    cutoff = ws.splits.upstream_end
+    cutoff = settings.train_end or ws.splits.upstream_end
     request = {
-        "upstream": settings.model_dump(mode="json"),
+        # Without what is not set, so that a setting that is new changes no training that does not use it.
+        "upstream": settings.model_dump(mode="json", exclude_none=True),
         "preset": ws.config.preset,
         "epochs": ws.config.epochs,
         "cutoff": cutoff.isoformat(),
@@ -122,7 +123,7 @@ class Fitted:
 def fit_upstream(
     ws: Workspace, settings: Upstream, preset: Preset, *, checkpoints: Path | None = None, progress: Progress = silent
 ) -> Fitted:
-    """Train one upstream model on what was known before the upstream cut-off; register nothing.
+    """Train one upstream model on what was known before its cut-off; register nothing.
 
     Parameters
     ----------
@@ -144,7 +145,7 @@ def fit_upstream(
     from models.training import fit
     from models.upstream.derm import DERM
 
-    version, cutoff = settings.version, ws.splits.upstream_end
+    version, cutoff = settings.version, settings.train_end or ws.splits.upstream_end
     rows = as_known_at(opportunities(ws.log), cutoff)
     grid = ws.refresh_moments(ws.log.start + WARM_UP, cutoff)
     if not grid or rows.height == 0:

@@ -144,3 +144,41 @@ class Decision:
     by: str
     why: str
     at: datetime
+
+
+@dataclass(frozen=True)
+class Release:
+    """What serving uses, moved as one: consumers' artifacts, embedding versions, item index and online tables.
+
+    Attributes
+    ----------
+    versions
+        Every embedding version that its consumers and its index read, with the space it stands for.
+    consumers
+        By name: ``task``, ``versions``, ``artifact`` (folder below the home folder), ``digest`` (of its files).
+    index
+        The item index: ``artifact``, ``digest``, ``version``, ``space_id``, ``snapshot_id``; None without one.
+    snapshots
+        By embedding view, the snapshot that was the latest when the release was made. The views' names are those of
+        the online tables that serving reads.
+    """
+
+    name: str
+    created: datetime
+    description: str
+    versions: dict[str, str]
+    consumers: dict[str, dict[str, Any]]
+    index: dict[str, str] | None
+    snapshots: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Move:
+    """One step of the history of what serving used; `verified` maps views to the snapshots seen online."""
+
+    seq: int
+    action: Literal["promote", "rollback", "drop"]
+    release: str
+    at: datetime
+    by: str
+    verified: dict[str, str]

@@ -1,0 +1,73 @@
+"""What happens to versions and their snapshots after they were published: retired, pruned, continued by a bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from feature_repo import ledger_tables as tables
+from feature_repo.contracts.types import Snapshot
+from feature_repo.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Retirement:
+    """When a version stopped being refreshed, by whose word, and why."""
+
+    version: str
+    at: datetime
+    by: str
+    why: str
+
+
+def retire(ledger: Ledger, retirement: Retirement) -> None:
+    """Record a retirement."""
+    ledger.put(tables.retirements, {**retirement.__dict__, "at": retirement.at.isoformat()})
+
+
+def retirements(ledger: Ledger) -> dict[str, Retirement]:
+    """Return the retired versions by name."""
+    rows = ledger.rows(sa.select(tables.retirements))
+    return {row["version"]: Retirement(**{**row, "at": datetime.fromisoformat(row["at"])}) for row in rows}
+
+
+def horizons(ledger: Ledger) -> dict[str, datetime]:
+    """Return, by view, the moment before which refreshes were pruned."""
+    rows = ledger.rows(sa.select(tables.horizons))
+    return {row["view"]: datetime.fromisoformat(row["before"]) for row in rows}
+
+
+def forget(ledger: Ledger, view: str, before: datetime, snapshots: Sequence[Snapshot]) -> None:
+    """Take snapshots out of the ledger and note their files for removal, in one transaction."""
+    ids = [snapshot.snapshot_id for snapshot in snapshots]
+    values = [{"snapshot_id": snapshot.snapshot_id, "path": snapshot.path} for snapshot in snapshots]
+    with ledger.transaction(f"prune {view}") as connection:
+        connection.execute(sa.delete(tables.snapshots).where(tables.snapshots.c.snapshot_id.in_(ids)))
+        connection.execute(sa.delete(tables.removals).where(tables.removals.c.snapshot_id.in_(ids)))
+        connection.execute(sa.insert(tables.removals), values)
+        connection.execute(sa.delete(tables.horizons).where(tables.horizons.c.view == view))
+        connection.execute(sa.insert(tables.horizons).values(view=view, before=before.isoformat()))
+
+
+def removals(ledger: Ledger) -> dict[str, str]:
+    """Return the files that pruning still has to remove, by snapshot id; paths below the home folder."""
+    return {row["snapshot_id"]: row["path"] for row in ledger.rows(sa.select(tables.removals))}
+
+
+def removed(ledger: Ledger, snapshot_ids: Sequence[str]) -> None:
+    """Record that the files of pruned snapshots are gone."""
+    with ledger.transaction("removed") as connection:
+        connection.execute(sa.delete(tables.removals).where(tables.removals.c.snapshot_id.in_(list(snapshot_ids))))
+
+
+def put_bridged(ledger: Ledger, snapshot_id: str, artifact: str, from_space: str) -> None:
+    """Record that a snapshot was made by another space's model through a bridge."""
+    ledger.put(tables.bridged, {"snapshot_id": snapshot_id, "artifact": artifact, "from_space": from_space})
+
+
+def bridged(ledger: Ledger) -> dict[str, dict[str, str]]:
+    """Return, by snapshot id, the bridge's folder (``artifact``) and the space it came from (``from_space``)."""
+    return {row["snapshot_id"]: row for row in ledger.rows(sa.select(tables.bridged))}
