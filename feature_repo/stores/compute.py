@@ -1,0 +1,201 @@
+"""The Feast plug-in for materialization: from Arrow to the online store's own bytes.
+
+Adopt it in any Feast repository with two lines in ``feature_store.yaml``::
+
+    batch_engine:
+        type: feature_repo.stores.compute.ArrowComputeEngine
+
+SQLite and Redis are written directly, with the bytes that Feast would have written. Whatever is not known to come
+out the same (other stores, transformations, types that are not packed) goes Feast's own way, and the log says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from feast import FeatureView
+from feast.data_format import ParquetFormat
+from feast.feature_view import DUMMY_ENTITY_NAME
+from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
+from feast.infra.compute_engines.local.compute import LocalComputeEngine
+from feast.infra.compute_engines.local.feature_builder import LocalFeatureBuilder
+from feast.infra.compute_engines.local.job import LocalMaterializationJob
+from feast.infra.compute_engines.local.nodes import LocalSourceReadNode
+from feast.infra.offline_stores.file_source import FileSource
+from feast.infra.online_stores.helpers import compute_table_id, compute_versioned_name
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from feast.utils import _validate_vector_field_lengths
+from pydantic import Field
+
+from feature_repo.stores import latest
+from feature_repo.stores.batches import Batch, ViewColumns, Writer, pack
+from feature_repo.stores.latest import LatestRows
+from feature_repo.stores.wire import CannotPackError
+
+logger = logging.getLogger(__name__)
+_MOST_ROWS = 65_536
+
+
+class ArrowComputeEngineConfig(FeastConfigBaseModel):
+    """Settings under ``batch_engine`` in ``feature_store.yaml``."""
+
+    type: Literal["feature_repo.stores.compute.ArrowComputeEngine"] = "feature_repo.stores.compute.ArrowComputeEngine"
+
+    backend: str | None = None
+    """Feast's own setting: data frames of its own way, "pandas" or "polars"."""
+
+    chunk_mb: float = Field(32.0, gt=0)
+    """About how much is packed and stored at once; ``online_write_batch_size`` gives rows instead."""
+
+    wait_seconds: float = Field(30.0, ge=0)
+    """How long to wait for another process that holds the SQLite file."""
+
+    progress: bool | None = None
+    """Whether to draw a progress bar; by default where there is a terminal."""
+
+
+class ArrowComputeEngine(LocalComputeEngine):
+    """Feast's local engine with another way of materializing.
+
+    A view is stored in batches, each whole or not at all. Feast moves the view's watermark after the last one, so a
+    run that was killed or failed is run again: what is stored already is passed over (Redis) or written again
+    as it is (SQLite).
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        known = {name: settings[name] for name in ArrowComputeEngineConfig.model_fields if name in settings}
+        self.settings = ArrowComputeEngineConfig(**known)
+
+    def _materialize_one(
+        self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
+    ) -> LocalMaterializationJob:
+        try:
+            self._store(registry, task)
+        except CannotPackError as reason:
+            logger.warning("%s goes Feast's own way: %s", task.feature_view.name, reason)
+            return super()._materialize_one(registry, task, **kwargs)
+        except Exception as error:
+            return LocalMaterializationJob(_job_id(task), MaterializationJobStatus.ERROR, error)
+        return LocalMaterializationJob(_job_id(task), MaterializationJobStatus.SUCCEEDED)
+
+    def _store(self, registry: BaseRegistry, task: MaterializationTask) -> None:
+        view = task.feature_view
+        _check_view(self.repo_config, task)
+        columns = ViewColumns.of(view)
+        with closing(_writer(self.repo_config, self.online_store, view, self.settings.wait_seconds)) as writer:
+            rows = self._rows(registry, task, columns)
+            size = self.repo_config.materialization_config.online_write_batch_size or max(
+                1, min(_MOST_ROWS, int(self.settings.chunk_mb * 1e6 / max(rows.row_bytes, 1.0)))
+            )
+            with self._bar(task, rows.rows) as advance, _one_behind(writer, advance) as store:
+                for table in rows.batches(size):
+                    _validate_vector_field_lengths(table, view)
+                    store(pack(table, columns))
+
+    def _rows(self, registry: BaseRegistry, task: MaterializationTask, columns: ViewColumns) -> LatestRows:
+        source = task.feature_view.batch_source
+        assert source is not None
+        if isinstance(source, FileSource) and _is_local_parquet(source):
+            path = Path(
+                FileSource.get_uri_for_file_path(self.repo_config.repo_path, source.path.removeprefix("file://"))
+            )
+            rows = latest.of_files(path, columns, source.field_mapping, task.start_time, task.end_time)
+            if rows is not None:
+                return rows
+        context = self.get_execution_context(registry, task)
+        builder = LocalFeatureBuilder(registry, task, backend=self._get_backend(context))
+        found = LocalSourceReadNode(
+            "source", source, builder.get_column_info(task.feature_view), task.start_time, task.end_time
+        ).execute(context)
+        return latest.of_table(found.data, columns)
+
+    @contextmanager
+    def _bar(self, task: MaterializationTask, rows: int) -> Iterator[Any]:
+        wanted = self.settings.progress
+        if task.tqdm_builder is None or not (sys.stderr.isatty() if wanted is None else wanted):
+            yield lambda done: None
+            return
+        with task.tqdm_builder(rows) as bar:
+            yield bar.update
+
+
+@contextmanager
+def _one_behind(writer: Writer, advance: Any) -> Iterator[Any]:
+    """Yield a function that stores a batch while the next one is packed; two are in memory at most."""
+    with ThreadPoolExecutor(1, thread_name_prefix="materialize") as thread:
+        waiting: list[Future[None]] = []
+
+        def store(batch: Batch) -> None:
+            while waiting:
+                waiting.pop().result()
+            waiting.append(thread.submit(write, batch))
+
+        def write(batch: Batch) -> None:
+            writer.write(batch)
+            advance(len(batch))
+
+        yield store
+        while waiting:
+            waiting.pop().result()
+
+
+def _check_view(config: RepoConfig, task: MaterializationTask) -> None:
+    """Raise CannotPackError where Feast would do more than load the latest rows of a source."""
+    view = task.feature_view
+    more = ["aggregations", "feature_transformation", "source_views", "stream_source", "filter", "enable_validation"]
+    reasons = {f"it has {name}": bool(getattr(view, name, None)) for name in more} | {
+        "it has no batch source": view.batch_source is None,
+        "it has no entities": DUMMY_ENTITY_NAME in view.entities,
+        "it has no features": not view.features,
+        "it is not stored online alone": not view.online or view.offline,
+        "not only the latest rows are asked for": not task.only_latest or task.disable_event_timestamp,
+        "its entity keys are serialized in an old version": config.entity_key_serialization_version != 3,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise CannotPackError(reason)
+
+
+def _writer(config: RepoConfig, store: Any, view: FeatureView, wait_seconds: float) -> Writer:
+    """Return the writer for an online store; CannotPackError for one that is not known here."""
+    kind = f"{type(store).__module__}.{type(store).__name__}"
+    settings = config.online_store
+    versioned = config.registry.enable_online_feature_view_versioning
+    if kind == "feast.infra.online_stores.sqlite.SqliteOnlineStore":
+        if settings.vector_enabled or settings.enable_openai_compatible_store:
+            raise CannotPackError("SQLite with vector or OpenAI-compatible columns")
+        from feature_repo.stores.online_sqlite import SqliteWriter
+
+        table = compute_table_id(config.project, view, versioned)
+        return SqliteWriter(Path(store._get_db_path(config)), table, wait_seconds)
+    if kind == "feast.infra.online_stores.redis.RedisOnlineStore":
+        if settings.redis_type != "redis":
+            raise CannotPackError(f"Redis as {settings.redis_type.value}")
+        from feature_repo.stores.online_redis import RedisWriter
+
+        return RedisWriter(
+            store._get_client(settings),
+            config.project,
+            compute_versioned_name(view, versioned),
+            always=settings.skip_dedup,
+            expire=settings.key_ttl_seconds,
+        )
+    raise CannotPackError(f"the online store is {kind}")
+
+
+def _is_local_parquet(source: FileSource) -> bool:
+    if "://" in source.path.removeprefix("file://"):
+        return False
+    return source.file_format is None or isinstance(source.file_format, ParquetFormat)
+
+
+def _job_id(task: MaterializationTask) -> str:
+    return f"{task.feature_view.name}-{task.start_time}-{task.end_time}"

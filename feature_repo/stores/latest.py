@@ -1,0 +1,167 @@
+"""Which stored rows an online store gets: per entity the latest one of a time range.
+
+Local Parquet files are read keys and clocks first; the features of the chosen rows follow in pieces, so that
+memory does not grow with the history (docs/adr/0021-online-keys-first.md). Anything else is read by Feast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_repo.stores import wire
+from feature_repo.stores.batches import ViewColumns
+from feature_repo.stores.clocks import Int64Array
+from feature_repo.stores.sources import Clocks, Source, TableFile, Unit, open_files
+
+# Keys and clocks that are held at once.
+_ROWS_HELD = 4_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class _Chosen:
+    """Candidate rows: keys (int64 or serialized), clocks, number of the row in the source."""
+
+    keys: pa.Array
+    times: Int64Array
+    created: Int64Array
+    numbers: Int64Array
+
+    def latest(self) -> _Chosen:
+        """Return the latest row of each key; of equal clocks the last one."""
+        codes = _codes(self.keys)
+        order = np.lexsort((self.numbers, self.created, self.times, codes))
+        ordered = codes[order]
+        last = np.ones(len(order), np.bool_)
+        last[:-1] = ordered[1:] != ordered[:-1]
+        return self.take(np.sort(order[last]))
+
+    def take(self, positions: Int64Array) -> _Chosen:
+        return _Chosen(
+            self.keys.take(pa.array(positions)), self.times[positions], self.created[positions], self.numbers[positions]
+        )
+
+
+class LatestRows:
+    """The latest row per entity of a source.
+
+    Parameters
+    ----------
+    source
+        Stored rows; `names` are their columns as the view calls them.
+    names
+        Name in the view -> name in the source, for keys, features and clocks.
+    start, end
+        Event times, microseconds, both inside.
+    """
+
+    def __init__(self, source: Source, names: dict[str, str], columns: ViewColumns, start: int, end: int) -> None:
+        self._source, self._names, self._columns = source, names, columns
+        self._numbers = self._choose(start, end)
+        self.rows = len(self._numbers)
+
+    @property
+    def row_bytes(self) -> float:
+        """About how many bytes a row takes."""
+        return self._source.row_bytes(list(self._names.values()))
+
+    def batches(self, rows: int) -> Iterator[pa.Table]:
+        """Yield the chosen rows, at most `rows` at a time, columns named as in the view."""
+        wanted = list(dict.fromkeys(self._names.values()))
+        for unit, start, stop in self._source.spans(self._numbers):
+            inside = self._numbers[start:stop] - unit.first
+            table = self._source.read(unit, wanted)
+            for first in range(0, len(inside), rows):
+                part = table.take(pa.array(inside[first : first + rows]))
+                yield pa.table({name: part[stored] for name, stored in self._names.items()})
+
+    def _choose(self, start: int, end: int) -> Int64Array:
+        held: list[_Chosen] = []
+        for unit in self._source.units:
+            if unit.high < start or unit.low > end:
+                continue
+            held.append(self._candidates(unit, start, end))
+            if sum(len(piece.numbers) for piece in held) > _ROWS_HELD:
+                held = [_together(held).latest()]
+        return _together(held).latest().numbers if held else np.zeros(0, np.int64)
+
+    def _candidates(self, unit: Unit, start: int, end: int) -> _Chosen:
+        clocks = self._source.clocks
+        keys = [name for name, _ in self._columns.keys]
+        stored = [self._names[name] for name in keys]
+        wanted = dict.fromkeys([*stored, clocks.time, *([clocks.created] if clocks.created else [])])
+        table = self._source.read(unit, list(wanted))
+        times, created = self._source.clock_columns(unit, table)
+        inside = np.flatnonzero((times >= start) & (times <= end))
+        table = table.take(pa.array(inside)) if len(inside) < table.num_rows else table
+        kinds = [kind for _, kind in self._columns.keys]
+        columns = [(name, table[at], kind) for name, at, kind in zip(keys, stored, kinds, strict=True)]
+        whole = wire.combined(columns[0][1])
+        plain = len(columns) == 1 and pa.types.is_integer(whole.type) and not whole.null_count
+        packed = whole.cast(pa.int64()) if plain else wire.entity_keys(columns)
+        return _Chosen(packed, times[inside], created[inside], unit.first + inside)
+
+
+def of_files(
+    path: Path, columns: ViewColumns, field_mapping: dict[str, str], start: datetime, end: datetime
+) -> LatestRows | None:
+    """Return the latest rows of local Parquet files; None where only Feast can read them (partition columns).
+
+    Parameters
+    ----------
+    path
+        A file, a folder or a glob.
+    field_mapping
+        Name in the files -> name in the view.
+    start, end
+        Event times, both inside.
+
+    Raises
+    ------
+    LakeError
+        If nothing is there or a file cannot be read.
+    CannotPackError
+        If a key is null or of a type that is not packed.
+    """
+    back = {new: old for old, new in field_mapping.items()}
+    names = {name: back.get(name, name) for name in columns.names}
+    files = open_files(path, [names[name] for name, _ in columns.keys], "use")
+    if not all(set(names.values()) <= set(file.schema.names) for file in files):
+        return None
+    clocks = Clocks(names[columns.time], names[columns.created] if columns.created else None, 0, "utc", "utc")
+    return LatestRows(Source(files, clocks), names, columns, _microseconds(start), _microseconds(end))
+
+
+def of_table(table: pa.Table, columns: ViewColumns) -> LatestRows:
+    """Return the latest rows of a table that Feast read and that holds no other times."""
+    source = Source([TableFile(table)], Clocks(columns.time, columns.created, 0, "utc", "utc"))
+    limits = np.iinfo(np.int64)
+    return LatestRows(source, {name: name for name in columns.names}, columns, limits.min + 1, limits.max)
+
+
+def _microseconds(moment: datetime) -> int:
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (aware - _EPOCH) // timedelta(microseconds=1)
+
+
+def _codes(keys: pa.Array) -> Int64Array:
+    if pa.types.is_integer(keys.type):
+        codes: Int64Array = keys.to_numpy()
+        return codes
+    return pc.dictionary_encode(keys).indices.to_numpy().astype(np.int64)
+
+
+def _together(pieces: Sequence[_Chosen]) -> _Chosen:
+    if len(pieces) == 1:
+        return pieces[0]
+    return _Chosen(
+        pa.concat_arrays([piece.keys for piece in pieces]),
+        *(np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("times", "created", "numbers")),
+    )
