@@ -19,7 +19,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from feast import FeatureView
 from feast.data_format import ParquetFormat
 from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
@@ -28,15 +27,15 @@ from feast.infra.compute_engines.local.feature_builder import LocalFeatureBuilde
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.compute_engines.local.nodes import LocalSourceReadNode
 from feast.infra.offline_stores.file_source import FileSource
-from feast.infra.online_stores.helpers import compute_table_id, compute_versioned_name
 from feast.infra.registry.base_registry import BaseRegistry
-from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _validate_vector_field_lengths
 from pydantic import Field
 
 from feature_repo.stores import latest
 from feature_repo.stores.batches import Batch, ViewColumns, Writer, pack
 from feature_repo.stores.latest import LatestRows
+from feature_repo.stores.places import RedisPlace, SqlitePlace, place_of
 from feature_repo.stores.wire import CannotPackError
 
 logger = logging.getLogger(__name__)
@@ -88,9 +87,10 @@ class ArrowComputeEngine(LocalComputeEngine):
 
     def _store(self, registry: BaseRegistry, task: MaterializationTask) -> None:
         view = task.feature_view
-        _check_view(self.repo_config, task)
+        _check_view(task)
         columns = ViewColumns.of(view)
-        with closing(_writer(self.repo_config, self.online_store, view, self.settings.wait_seconds)) as writer:
+        place = place_of(self.repo_config, self.online_store, view)
+        with closing(_writer(place, self.settings.wait_seconds)) as writer:
             rows = self._rows(registry, task, columns)
             size = self.repo_config.materialization_config.online_write_batch_size or max(
                 1, min(_MOST_ROWS, int(self.settings.chunk_mb * 1e6 / max(rows.row_bytes, 1.0)))
@@ -147,7 +147,7 @@ def _one_behind(writer: Writer, advance: Any) -> Iterator[Any]:
             waiting.pop().result()
 
 
-def _check_view(config: RepoConfig, task: MaterializationTask) -> None:
+def _check_view(task: MaterializationTask) -> None:
     """Raise CannotPackError where Feast would do more than load the latest rows of a source."""
     view = task.feature_view
     more = ["aggregations", "feature_transformation", "source_views", "stream_source", "filter", "enable_validation"]
@@ -157,38 +157,20 @@ def _check_view(config: RepoConfig, task: MaterializationTask) -> None:
         "it has no features": not view.features,
         "it is not stored online alone": not view.online or view.offline,
         "not only the latest rows are asked for": not task.only_latest or task.disable_event_timestamp,
-        "its entity keys are serialized in an old version": config.entity_key_serialization_version != 3,
     }
     for reason, holds in reasons.items():
         if holds:
             raise CannotPackError(reason)
 
 
-def _writer(config: RepoConfig, store: Any, view: FeatureView, wait_seconds: float) -> Writer:
-    """Return the writer for an online store; CannotPackError for one that is not known here."""
-    kind = f"{type(store).__module__}.{type(store).__name__}"
-    settings = config.online_store
-    versioned = config.registry.enable_online_feature_view_versioning
-    if kind == "feast.infra.online_stores.sqlite.SqliteOnlineStore":
-        if settings.vector_enabled or settings.enable_openai_compatible_store:
-            raise CannotPackError("SQLite with vector or OpenAI-compatible columns")
+def _writer(place: SqlitePlace | RedisPlace, wait_seconds: float) -> Writer:
+    if isinstance(place, SqlitePlace):
         from feature_repo.stores.online_sqlite import SqliteWriter
 
-        table = compute_table_id(config.project, view, versioned)
-        return SqliteWriter(Path(store._get_db_path(config)), table, wait_seconds)
-    if kind == "feast.infra.online_stores.redis.RedisOnlineStore":
-        if settings.redis_type != "redis":
-            raise CannotPackError(f"Redis as {settings.redis_type.value}")
-        from feature_repo.stores.online_redis import RedisWriter
+        return SqliteWriter(place, wait_seconds)
+    from feature_repo.stores.online_redis import RedisWriter
 
-        return RedisWriter(
-            store._get_client(settings),
-            config.project,
-            compute_versioned_name(view, versioned),
-            always=settings.skip_dedup,
-            expire=settings.key_ttl_seconds,
-        )
-    raise CannotPackError(f"the online store is {kind}")
+    return RedisWriter(place)
 
 
 def _is_local_parquet(source: FileSource) -> bool:

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import redis
 from feast.infra.online_stores.helpers import _mmh3
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from feature_repo.contracts.errors import OnlineStoreError
 from feature_repo.stores import wire
 from feature_repo.stores.batches import Batch
-from feature_repo.stores.clocks import BoolArray, Int64Array
+from feature_repo.stores.clocks import MISSING, BoolArray, Int64Array
+from feature_repo.stores.places import RedisPlace
 from feature_repo.stores.redis_wire import command, exchange
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 # Commands that Redis holds at once; more of them would only take memory there.
 _ROWS_PER_EXCHANGE = 16_384
+# Stored clocks that a reader remembers the meaning of.
+_MOST_MOMENTS = 100_000
 
 
-def clock_field(view: str) -> bytes:
+def _clock_field(view: str) -> bytes:
     """Return the field of a hash that holds a view's event time."""
     return f"_ts:{view}".encode()
 
 
-def feature_field(view: str, feature: str) -> bytes:
+def _feature_field(view: str, feature: str) -> bytes:
     """Return the field of a hash that holds a feature."""
     return bytes(_mmh3(f"{view}:{feature}"))
 
 
-def moment(stored: bytes | None) -> int:
+def _moment(stored: bytes | None) -> int:
     """Return a stored event time as nanoseconds since 1970; 0 where there is none, as Feast reads it."""
     if not stored:
         return 0
@@ -44,21 +45,12 @@ def moment(stored: bytes | None) -> int:
 class RedisWriter:
     """Writes what is newer than what is stored, as Feast's Redis store does.
 
-    Parameters
-    ----------
-    client
-        Feast's own client of the store.
-    view
-        The view's name in the store, with its version where Feast's versioning is on.
-    always
-        Write without comparing times first (Feast's ``skip_dedup``).
-    expire
-        Seconds until a hash that was written expires (Feast's ``key_ttl_seconds``).
+    With ``skip_dedup`` it writes without comparing times first.
     """
 
-    def __init__(self, client: Redis, project: str, view: str, *, always: bool, expire: int | None) -> None:
-        self._client, self._view, self._always, self._expire = client, view, always, expire
-        self._project = wire.scalar(project.encode())
+    def __init__(self, place: RedisPlace) -> None:
+        self._place, self._client, self._view = place, place.client, place.view
+        self._project = wire.scalar(place.project.encode())
 
     def write(self, batch: Batch) -> None:
         """Store a batch; every row is one command, so that no reader sees half of it.
@@ -80,8 +72,8 @@ class RedisWriter:
         keys = wire.join(len(keys), keys, self._project)
         values = [column[part] for column in batch.values.values()]
         with exchange(self._client) as server:
-            if not self._always:
-                asked = command("HGET", len(keys), keys, clock_field(self._view))
+            if not self._place.skip_dedup:
+                asked = command("HGET", len(keys), keys, _clock_field(self._view))
                 newer = _newer(times, server.ask([wire.contents(asked)], len(keys)))
                 if not newer.all():
                     chosen = pa.array(newer)
@@ -89,13 +81,61 @@ class RedisWriter:
                     values = [column.filter(chosen) for column in values]
             if len(keys) == 0:
                 return
-            fields: list[pa.Array | bytes] = [clock_field(self._view), wire.timestamps(times)]
+            fields: list[pa.Array | bytes] = [_clock_field(self._view), wire.timestamps(times)]
             for name, column in zip(batch.values, values, strict=True):
-                fields += [feature_field(self._view, name), column]
+                fields += [_feature_field(self._view, name), column]
             packed = [wire.contents(command("HSET", len(keys), keys, *fields))]
-            if self._expire:
-                packed.append(wire.contents(command("EXPIRE", len(keys), keys, str(self._expire).encode())))
+            expire = self._place.key_ttl_seconds
+            if expire:
+                packed.append(wire.contents(command("EXPIRE", len(keys), keys, str(expire).encode())))
             server.ask(packed, len(keys) * len(packed))
+
+
+class RedisReader:
+    """Reads one feature of one view; a connection of the client's pool per call, so threads do not meet."""
+
+    def __init__(self, place: RedisPlace, feature: str) -> None:
+        self._client = place.client
+        self._project = wire.scalar(place.project.encode())
+        self._fields = (_feature_field(place.view, feature), _clock_field(place.view))
+        self._moments: dict[bytes | None, int] = {None: MISSING}
+
+    def fetch(self, keys: pa.Array) -> tuple[list[bytes | None], Int64Array]:
+        """Return the stored value of each entity key and its event time in microseconds, `MISSING` where none is.
+
+        Raises
+        ------
+        OnlineStoreError
+            If the server cannot be reached, twice, or refuses.
+        """
+        asked = command("HMGET", len(keys), wire.join(len(keys), keys, self._project), *self._fields)
+        try:
+            found = self._ask(asked)
+        except OnlineStoreError as error:
+            if not isinstance(error.__cause__, (OSError, redis.ConnectionError)):
+                raise
+            # The pool may hold connections to a server that has been restarted since.
+            self._client.connection_pool.disconnect()
+            found = self._ask(asked)
+        clocks = [clock for _, clock in found]
+        return [value for value, _ in found], self._times(clocks)
+
+    def close(self) -> None:
+        """Do nothing: the client is Feast's."""
+
+    def _ask(self, asked: pa.Array) -> list[Any]:
+        with exchange(self._client) as server:
+            return server.ask([wire.contents(asked)], len(asked))
+
+    def _times(self, clocks: list[bytes | None]) -> Int64Array:
+        distinct = set(clocks)
+        if len(self._moments) > _MOST_MOMENTS:
+            self._moments = {None: MISSING}
+        for clock in distinct.difference(self._moments):
+            self._moments[clock] = _moment(clock) // 1000
+        if len(distinct) == 1:
+            return np.full(len(clocks), self._moments[clocks[0]])
+        return np.fromiter(map(self._moments.__getitem__, clocks), np.int64, len(clocks))
 
 
 def _newer(times: Int64Array, stored: list[bytes | None]) -> BoolArray:
@@ -103,7 +143,7 @@ def _newer(times: Int64Array, stored: list[bytes | None]) -> BoolArray:
     if not any(stored):
         return np.ones(len(times), np.bool_)
     try:
-        moments = {clock: moment(clock) for clock in set(stored)}
+        moments = {clock: _moment(clock) for clock in set(stored)}
     except Exception as error:
         raise OnlineStoreError(
             f"A stored event time is no protobuf Timestamp ({error}). Something other than Feast wrote these keys: "

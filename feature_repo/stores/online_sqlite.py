@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,10 +19,14 @@ from feature_repo.contracts.errors import BusyError, NotReadyError, OnlineStoreE
 from feature_repo.stores import wire
 from feature_repo.stores.batches import Batch
 from feature_repo.stores.clocks import MISSING, Int64Array
+from feature_repo.stores.places import SqlitePlace
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = ("entity_key", "feature_name", "value", "value_text", "event_ts", "created_ts")
 _CACHE_KIB = 65_536
+_MAPPED_BYTES = 1 << 31
+_KEYS_PER_QUERY = 5_000
+_NOTHING: tuple[bytes | None, int] = (None, MISSING)
 
 
 class SqliteWriter:
@@ -29,17 +34,15 @@ class SqliteWriter:
 
     Parameters
     ----------
-    path
-        The database that ``feast apply`` made.
-    table
-        The view's table there.
+    place
+        The view's table in the database that ``feast apply`` made.
     wait_seconds
         How long to wait for another process that holds the database.
     """
 
-    def __init__(self, path: Path, table: str, wait_seconds: float) -> None:
-        self._path = path
-        with errors(path):
+    def __init__(self, place: SqlitePlace, wait_seconds: float) -> None:
+        self._path = path = place.path
+        with _errors(path):
             self._connection = sqlite3.connect(
                 path, timeout=wait_seconds, isolation_level=None, check_same_thread=False
             )
@@ -47,7 +50,7 @@ class SqliteWriter:
             self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         updates = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[2:])
         self._statement = (
-            f"INSERT INTO {quoted(table)} ({', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?) "
+            f"INSERT INTO {_quoted(place.table)} ({', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?) "
             f"ON CONFLICT(entity_key, feature_name) DO UPDATE SET {updates}"
         )
 
@@ -77,7 +80,7 @@ class SqliteWriter:
             ]
             for name, values in batch.values.items()
         ]
-        with errors(self._path):
+        with _errors(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._connection.executemany(
@@ -95,13 +98,80 @@ class SqliteWriter:
         self._connection.close()
 
 
-def quoted(identifier: str) -> str:
+class SqliteReader:
+    """Reads one feature of one view; a connection per thread.
+
+    Parameters
+    ----------
+    place
+        The view's table.
+    wait_seconds
+        How long to wait for a process that is writing.
+    """
+
+    def __init__(self, place: SqlitePlace, feature: str, wait_seconds: float) -> None:
+        self._path, self._table, self._feature, self._wait = place.path, _quoted(place.table), feature, wait_seconds
+        self._local = threading.local()
+        self._opened: list[sqlite3.Connection] = []
+
+    def fetch(self, keys: pa.Array) -> tuple[list[bytes | None], Int64Array]:
+        """Return the stored value of each entity key and its event time in microseconds, `MISSING` where none is.
+
+        Raises
+        ------
+        BusyError
+            If another process writes for too long.
+        NotReadyError
+            If the store or the view's table is not there yet.
+        OnlineStoreError
+            If it cannot be read.
+        """
+        asked = wire.as_list(keys)
+        found: dict[bytes, tuple[bytes, int]] = {}
+        with _errors(self._path):
+            connection = self._connection()
+            for start in range(0, len(asked), _KEYS_PER_QUERY):
+                part = asked[start : start + _KEYS_PER_QUERY]
+                marks = ",".join("?" * len(part))
+                query = (
+                    f"SELECT entity_key, value, event_ts FROM {self._table} "
+                    f"WHERE entity_key IN ({marks}) AND feature_name = ?"
+                )
+                for key, value, moment in connection.execute(query, (*part, self._feature)):
+                    found[key] = (value, moment)
+        rows = [found.get(key, _NOTHING) for key in asked]
+        stored = np.array([moment for _, moment in rows], np.int64)
+        there = stored != MISSING
+        times = np.full(len(rows), MISSING)
+        times[there] = _moments_of(stored[there])
+        return [value for value, _ in rows], times
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        while self._opened:
+            self._opened.pop().close()
+
+    def _connection(self) -> sqlite3.Connection:
+        if not hasattr(self._local, "connection"):
+            if not self._path.exists():
+                raise NotReadyError(f"There is no online store {self._path} yet. Run `feast apply` and materialize.")
+            address = f"{self._path.resolve().as_uri()}?mode=ro"
+            opened = sqlite3.connect(address, uri=True, timeout=self._wait, check_same_thread=False)
+            # Pages are looked up in the page cache of the machine, not copied into one of our own.
+            opened.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
+            self._opened.append(opened)
+            self._local.connection = opened
+        connection: sqlite3.Connection = self._local.connection
+        return connection
+
+
+def _quoted(identifier: str) -> str:
     """Return a table's name as SQL."""
     return '"' + identifier.replace('"', '""') + '"'
 
 
 @contextmanager
-def errors(path: Path) -> Iterator[None]:
+def _errors(path: Path) -> Iterator[None]:
     """Turn what SQLite raises into errors that say what to do."""
     try:
         yield
@@ -125,7 +195,7 @@ def errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def moments_of(stored: Int64Array) -> Int64Array:
+def _moments_of(stored: Int64Array) -> Int64Array:
     """Return stored event times as microseconds since 1970, as Feast reads them back."""
     distinct, positions = np.unique(stored, return_inverse=True)
     # Feast writes UTC without saying so and Python takes it for local time, both ways.
