@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from feature_repo.contracts.errors import NotReadyError
+from feature_repo import lifecycle
+from feature_repo.contracts.errors import ConfigError, NotReadyError
 from feature_repo.contracts.naming import ENTITIES, attributes_view, embedding_view, stats_view
 from jobs.workspace import Progress, Workspace, silent
 
@@ -28,11 +29,18 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
     ------
     NotReadyError
         If nothing was published yet.
+    ConfigError
+        If a consumer is pinned to a retired version.
     """
     progress("register consumers", 0, 2)
     published = {snapshot.view for snapshot in ws.ledger.snapshots(accepted=True)}
     if not published:
         raise NotReadyError("Nothing is published yet. Run `headwater backfill` first.")
+    retired = lifecycle.retirements(ws.ledger)
+    for consumer in ws.config.consumers:
+        gone = sorted(retired.keys() & set(consumer.versions))
+        if gone:
+            raise ConfigError(f"{consumer.name} is pinned to {', '.join(gone)}, which is retired. Pin it to another.")
     known = {consumer["name"]: consumer["record"] for consumer in ws.ledger.consumers()}
     for consumer in ws.config.consumers:
         plain = [view(entity) for view in (attributes_view, stats_view) for entity in ENTITIES]

@@ -110,7 +110,7 @@ def _canary(
     if min(label.sum(), len(label) - label.sum()) < MIN_POSITIVES or view not in variant["views"]:
         return None
     place = artifact / ("-".join(variant["views"]) or "none") / "seed-0"
-    saved = load_ranker(place)
+    saved = load_ranker(place, {name: _space(ws, name) for name in variant["views"]})
     others = {name: source.vectors(name) for name in variant["views"] if name != view}
     ids = source.frame[join_key(entity)]
     encoder = RankerEncoder.load(artifact / "encoder.json")
@@ -131,6 +131,10 @@ def _canary(
     low, high = spread.ci95
     noise = auc_before * (high - low) / 3.92  # a 95% interval is 2 x 1.96 standard errors wide
     return Canary(record["name"], len(label), auc_before, auc_now, noise)
+
+
+def _space(ws: Workspace, view: str) -> str:
+    return ws.ledger.version(view.rsplit("_", 1)[1]).space_id
 
 
 def _looked_up(path: Path, entity: Entity, ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:

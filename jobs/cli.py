@@ -273,7 +273,7 @@ def apply(home: HomeOption = HOME) -> None:
 
 @app.command()
 def materialize(
-    end: Annotated[str | None, typer.Option(help="Load what was available up to here (UTC); now by default.")] = None,
+    end: Annotated[str | None, typer.Option(help="Load what was available up to here (UTC); all by default.")] = None,
     home: HomeOption = HOME,
 ) -> None:
     """Load the latest published rows into the online store.
@@ -282,8 +282,9 @@ def materialize(
     """
     from jobs import materialize as job
 
-    moment = datetime.now(UTC) if end is None else read_moment(end)
-    result = job.run(open_home(home), moment, progress=progress_reporter())
+    ws = open_home(home)
+    moment = job.last_available(ws, datetime.now(UTC)) if end is None else read_moment(end)
+    result = job.run(ws, moment, progress=progress_reporter())
     typer.echo(f"{len(result.views)} views are online up to {result.end:%Y-%m-%d %H:%M} UTC ({result.seconds:.1f} s).")
 
 

@@ -6,9 +6,16 @@ import contextlib
 import io
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
+from feature_repo.failpoints import durable
 from jobs.workspace import Progress, Workspace, silent
+
+if TYPE_CHECKING:
+    from feast import FeatureView
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,16 @@ class Result:
     views: tuple[str, ...]
     end: datetime
     seconds: float
+
+
+def last_available(ws: Workspace, now: datetime) -> datetime:
+    """Return when the newest rows became available, at most `now`: what there is to load ends there.
+
+    The next load begins where the last one ended. An end past the rows would lose those that are published later
+    as of an earlier moment, and a view's first load reaches back from the end only as far as its rows live.
+    """
+    moments = [snapshot.available_at for snapshot in ws.ledger.snapshots(accepted=True)]
+    return max((moment for moment in moments if moment <= now), default=now)
 
 
 def run(ws: Workspace, end: datetime, *, progress: Progress = silent) -> Result:
@@ -35,13 +52,26 @@ def run(ws: Workspace, end: datetime, *, progress: Progress = silent) -> Result:
 
     started = time.monotonic()
     store = open_store(ws.home)
-    views = [view.name for view in store.list_feature_views()]
+    views = store.list_feature_views()
     if not views:
         raise NotReadyError("Feast knows no view yet. Run `headwater apply` first.")
+    newest = {item.view: item.available_at for item in ws.ledger.snapshots(accepted=True) if item.available_at <= end}
     for step, view in enumerate(views):
-        progress(f"materialize {view}", step, len(views))
+        progress(f"materialize {view.name}", step, len(views))
         # Feast prints its own progress for a terminal; ours goes through `progress`.
-        with contextlib.redirect_stdout(io.StringIO()):
-            store.materialize_incremental(end_date=end, feature_views=[view])
+        with contextlib.redirect_stdout(io.StringIO()), durable(f"online {view.name}"):
+            store.materialize(_start(view, end, newest.get(view.name)), end, feature_views=[view.name])
     progress("materialize", len(views), len(views))
-    return Result(tuple(views), end, time.monotonic() - started)
+    return Result(tuple(view.name for view in views), end, time.monotonic() - started)
+
+
+def _start(view: FeatureView, end: datetime, newest: datetime | None) -> datetime:
+    """Return from when on a view's rows are loaded.
+
+    Feast's own choice for a view's first load reaches back from the wall clock, and would find nothing in a log of
+    last year. A watermark past the newest rows, left by a load up to now, must not hide them either.
+    """
+    watermark = view.most_recent_end_time
+    if watermark is None:
+        return end - view.ttl if view.ttl else EPOCH
+    return min(watermark, newest or watermark, end)

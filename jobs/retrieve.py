@@ -65,7 +65,8 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
                 f"Nobody chose a known item within {HORIZON.days} days from {test.users.available_at}. "
                 "Set other splits."
             )
-        write_json({key: scores["setup"][key] for key in ("index", "items", "snapshot")}, folder / "index.json")
+        index = {key: scores["setup"][key] for key in ("index", "items", "snapshot")}
+        write_json({**index, "space_id": scores["space_id"]}, folder / "index.json")
         progress(f"{name}: the same before the test period", 1, 2)
         earlier = _pair(ws, version, ws.splits.valid_end - HORIZON - ws.config.availability_lag)
         validation = None if earlier is None else _score(ws, earlier)

@@ -28,6 +28,6 @@ def open_store(home: Home) -> FeatureStore:
     home.feast.mkdir(parents=True, exist_ok=True)
     values = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text(encoding="utf-8"))
     values["registry"] = str(home.feast / "registry.db")
-    if values["online_store"]["type"] == "sqlite":
+    if "path" in values["online_store"]:
         values["online_store"]["path"] = str(home.feast / "online.db")
     return FeatureStore(config=RepoConfig(**values, repo_path=REPOSITORY))

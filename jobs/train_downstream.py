@@ -13,6 +13,7 @@ import numpy as np
 
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.contracts.naming import embedding_view
+from feature_repo.contracts.spaces import check_pins
 from feature_repo.lake import read_json, replacing, write_json
 from jobs.workspace import Progress, Workspace, silent
 
@@ -70,12 +71,16 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     ------
     NotReadyError
         If the training set is missing, or one of the periods has one class only.
+    SpaceMismatchError
+        If the training set holds vectors of another space than its versions stand for.
     """
     consumer = ws.config.consumer(name)
     manifest_file = ws.home.training_sets / name / "manifest.json"
     if not manifest_file.exists():
         raise NotReadyError(f"'{name}' has no training set yet. Run `headwater training-set {name}` first.")
     manifest = read_json(manifest_file)
+    spaces = {version: ws.ledger.version(version).space_id for version in consumer.versions}
+    check_pins(manifest.get("spaces", spaces), spaces, who=f"The training set of {name}")
     config = fit_config(manifest["rows"])
     request = {"training_set": manifest["request"], "seeds": ws.config.seeds, "fit": asdict(config)}
     key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
@@ -85,7 +90,6 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     if not done.exists():
         ws.use_threads()
         _train_all(ws, name, LABELS[consumer.task], variants, config, folder, progress)
-        spaces = {version: ws.ledger.version(version).space_id for version in consumer.versions}
         write_json({"request": request, "spaces": spaces, "variants": [asdict(item) for item in variants]}, done)
         reused = False
     else:

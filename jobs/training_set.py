@@ -206,6 +206,7 @@ def _manifest(
         "service": consumer.name,
         "task": consumer.task,
         "versions": list(consumer.versions),
+        "spaces": {version: ws.ledger.version(version).space_id for version in consumer.versions},
         **facts.row(0, named=True),
         "hit_rates": report.hit_rates,
         "leaks": report.leaks,

@@ -66,6 +66,6 @@ def check_pins(pinned: Mapping[str, str], served: Mapping[str, str], *, who: str
     for name, space_id in pinned.items():
         if served.get(name) != space_id:
             raise SpaceMismatchError(
-                f"{who} was trained with space {space_id} as {name}, but is given {served.get(name)}: "
+                f"{who} was trained with space {space_id} as '{name}', but is given {served.get(name)}: "
                 "feed the version it is pinned to, or train it again."
             )

@@ -47,6 +47,7 @@ from feature_repo.stores.engine import Settings, ViewJoin
 from feature_repo.stores.job import GIGABYTE, PitRetrievalJob
 from feature_repo.stores.labels import FileLabels, Labels, TableLabels
 from feature_repo.stores.sources import Clocks, File, Source, TableFile, Twins, open_files
+from feature_repo.stores.spaces import check_views
 
 LAG_TAG = "availability_lag_seconds"
 _MICROSECOND = timedelta(microseconds=1)
@@ -109,7 +110,10 @@ class PitOfflineStore(DuckDBOfflineStore):
             If `entity_df` is neither of these.
         InputDataError
             If the labels lack columns or have timestamps without a time zone.
+        SpaceMismatchError
+            If user and item vectors of different spaces would be joined to one label.
         """
+        check_views(feature_views)
         store = config.offline_store
         labels = _labels(config, entity_df)
         empty = labels.schema.empty_table().to_pandas()

@@ -17,9 +17,10 @@ from feast.types import Array, Bool, Float32, Float64, Int64, String
 from feast.value_type import ValueType
 
 from feature_repo.contracts.naming import ENTITIES, join_key
-from feature_repo.contracts.types import View
+from feature_repo.contracts.types import Snapshot, View
 from feature_repo.lake import Home
 from feature_repo.ledger import Ledger
+from feature_repo.lifecycle import retirements
 
 _TYPES: dict[str, Any] = {
     "string": String,
@@ -34,21 +35,30 @@ _TYPES: dict[str, Any] = {
 def feast_objects(home: Home, ledger: Ledger) -> dict[str, Any]:
     """Return every Feast object of a home folder by its name; empty before anything was published."""
     since: dict[str, datetime] = {}
+    latest: dict[str, Snapshot] = {}
     for snapshot in ledger.snapshots(accepted=True):
         since[snapshot.view] = min(snapshot.available_at, since.get(snapshot.view, snapshot.available_at))
-    records = [view for view in ledger.views() if view.name in since]
+        latest[snapshot.view] = snapshot
+    retired = retirements(ledger)
+    records = [view for view in ledger.views() if view.name in since and view.version not in retired]
     if not records:
         return {}
     value_type = ValueType.INT64 if records[0].id_type == "int64" else ValueType.STRING
     entities = {name: FeastEntity(name=name, join_keys=[join_key(name)], value_type=value_type) for name in ENTITIES}
     views = {
-        record.name: _view(home, ledger, record, entities[record.entity], since[record.name]) for record in records
+        record.name: _view(home, ledger, record, entities[record.entity], since[record.name], latest[record.name])
+        for record in records
     }
     services = {
         consumer["name"]: FeatureService(
             name=consumer["name"],
             features=[views[view] for view in consumer["record"]["views"] if view in views],
-            tags={"task": consumer["task"], "versions": ",".join(consumer["versions"])},
+            tags={
+                "task": consumer["task"],
+                "versions": ",".join(consumer["versions"]),
+                "space_ids": ",".join(ledger.version(version).space_id for version in consumer["versions"]),
+                "artifact": consumer["record"].get("artifact", "not trained"),
+            },
             description=f"What the {consumer['task']} consumer '{consumer['name']}' reads.",
         )
         for consumer in ledger.consumers()
@@ -56,7 +66,9 @@ def feast_objects(home: Home, ledger: Ledger) -> dict[str, Any]:
     return {**entities, **views, **services}
 
 
-def _view(home: Home, ledger: Ledger, record: View, entity: FeastEntity, since: datetime) -> FeatureView:
+def _view(
+    home: Home, ledger: Ledger, record: View, entity: FeastEntity, since: datetime, latest: Snapshot
+) -> FeatureView:
     tags, description, owner = {"kind": "plain"}, "Counts or attributes as of each snapshot.", ""
     if record.version is not None:
         version = ledger.version(record.version)
@@ -69,6 +81,9 @@ def _view(home: Home, ledger: Ledger, record: View, entity: FeastEntity, since: 
             "dim": str(space.dim),
             "train_end": space.train_end.isoformat(),
             "smoothing": "off" if version.smoothing is None else str(version.smoothing),
+            "event_fingerprint": space.data_fingerprint,
+            "latest_as_of": latest.as_of.isoformat(),
+            "latest_snapshot": latest.snapshot_id,
         }
     key = Field(name=join_key(record.entity), dtype=_TYPES[record.id_type])
     fields = [Field(name=name, dtype=_TYPES[kind]) for name, kind in record.fields.items()]

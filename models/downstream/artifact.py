@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from feature_repo.contracts.errors import NotFoundError, SpaceMismatchError
+from feature_repo.contracts.spaces import check_pins
 from models.downstream.inputs import RankerSpec
 from models.downstream.ranker import Ranker, RankerConfig
 
@@ -56,13 +57,13 @@ class SavedRanker:
     extra: dict[str, Any]
 
 
-def load_ranker(folder: Path, space_ids: Mapping[str, str] | None = None) -> SavedRanker:
+def load_ranker(folder: Path, space_ids: Mapping[str, str]) -> SavedRanker:
     """Read a ranker, ready to predict.
 
     Parameters
     ----------
     space_ids
-        The spaces that the caller is going to feed; checked if given.
+        Embedding name to the space that the caller is going to feed.
 
     Raises
     ------
@@ -75,13 +76,7 @@ def load_ranker(folder: Path, space_ids: Mapping[str, str] | None = None) -> Sav
         raise NotFoundError(f"No ranker in {folder}: train one with `headwater train-downstream`.")
     values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     trained: dict[str, str] = values["space_ids"]
-    for name, space in trained.items() if space_ids is not None else ():
-        fed = (space_ids or {}).get(name)
-        if fed != space:
-            raise SpaceMismatchError(
-                f"The ranker in {folder} was trained with space {space} as '{name}', but is given {fed}: "
-                "feed the version it is pinned to, or train it again."
-            )
+    check_pins(trained, space_ids, who=f"The ranker in {folder}")
     model = Ranker(RankerSpec.from_dict(values["spec"]), RankerConfig.from_dict(values["config"]))
     model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     return SavedRanker(model.eval(), trained, values["extra"])

@@ -197,4 +197,4 @@ def test_spaces_must_agree(spec, make_log, tmp_path):
     with pytest.raises(SpaceMismatchError, match="trained with space aa as 'user_v1', but is given bb"):
         load_ranker(tmp_path, {"user_v1": "bb", "item_v1": "aa"})
     with pytest.raises(NotFoundError, match="No ranker in"):
-        load_ranker(tmp_path / "nowhere")
+        load_ranker(tmp_path / "nowhere", {})
