@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from models.downstream.fit import FitConfig
 
 LABELS = {"ctr": "click", "cvr": "conversion"}
-SMALL_ROWS = 50_000
+STEPS_PER_EPOCH, SMALLEST_BATCH, LARGEST_BATCH = 200, 128, 2048
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,20 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
 
 
 def fit_config(rows: int) -> FitConfig:
-    """Return how rankers are trained on a training set of so many rows; early stopping ends it sooner.
+    """Return how rankers are trained on a training set of so many rows.
 
-    The default takes a few hundred steps per epoch on a large log. A small one would see a handful of steps
-    in three epochs, so it gets smaller batches and more passes.
+    Batches are chosen for some two hundred steps per epoch, looks at the validation rows for fifty steps between
+    them, and epochs for at least twelve hundred steps in all: early stopping, and not the budget, ends training.
     """
     from models.downstream.fit import FitConfig
 
-    return FitConfig() if rows >= SMALL_ROWS else FitConfig(batch_size=128, max_epochs=10, learning_rate=1e-3)
+    batch = min(max(2 ** int(math.log2(max(rows, 1) / STEPS_PER_EPOCH + 1)), SMALLEST_BATCH), LARGEST_BATCH)
+    steps = max(1, rows // batch)
+    return FitConfig(
+        batch_size=batch,
+        evaluations_per_epoch=min(max(round(steps / 50), 1), 4),
+        max_epochs=min(max(math.ceil(1200 / steps), 3), 12),
+    )
 
 
 def _train_all(
