@@ -8,6 +8,7 @@ from typing import Any
 from feature_repo import lifecycle
 from feature_repo.contracts.errors import ConfigError, NotReadyError
 from feature_repo.contracts.naming import ENTITIES, attributes_view, embedding_view, stats_view
+from feature_repo.failpoints import durable
 from jobs.workspace import Progress, Workspace, silent
 
 
@@ -56,7 +57,8 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
     store = open_store(ws.home)
     registered: list[Any] = [*store.list_feature_services(), *store.list_feature_views()]
     stale = [found for found in registered if found.name not in objects]
-    store.apply(list(objects.values()), objects_to_delete=stale, partial=False)
+    with durable("feast registry"):
+        store.apply(list(objects.values()), objects_to_delete=stale, partial=False)
     progress("feast apply", 2, 2)
     return Result(
         views=tuple(view.name for view in store.list_feature_views()),

@@ -127,7 +127,8 @@ def publish(
                 f"being read. The rows and the verdict lie in {refused.parent}; see `headwater snapshot list`.",
                 verdict,
             )
+    # The ledger comes last: what it knows of is complete, and what it does not know of is written again.
+    twin.build(final, [join_key(view.entity)])
     ws.ledger.put_view(view)
     ws.ledger.put_snapshot(snapshot)
-    twin.build(final, [join_key(view.entity)])
     return Publication(snapshot, seconds)

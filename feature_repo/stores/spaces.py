@@ -15,6 +15,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.online_response import OnlineResponse
 
 from feature_repo.contracts.spaces import check_read
+from feature_repo.failpoints import durable
 
 SPACE_TAG = "space_id"
 
@@ -57,3 +58,8 @@ class SpaceSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
 
 class SpaceSqliteOnlineStore(SpaceChecked, SqliteOnlineStore):
     """Feast's SQLite store that never answers with vectors of two spaces."""
+
+    def online_write_batch(self, config: Any, table: FeatureView, data: Any, progress: Any) -> None:
+        """Write rows in one transaction."""
+        with durable(f"online rows {table.name}"):
+            super().online_write_batch(config, table, data, progress)
