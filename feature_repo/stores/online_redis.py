@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import redis
 from feast.infra.online_stores.helpers import _mmh3
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from feature_repo.contracts.errors import OnlineStoreError
@@ -15,7 +16,7 @@ from feature_repo.stores import wire
 from feature_repo.stores.batches import Batch
 from feature_repo.stores.clocks import MISSING, BoolArray, Int64Array
 from feature_repo.stores.places import RedisPlace
-from feature_repo.stores.redis_wire import command, exchange
+from feature_repo.stores.redis_wire import command, exchange, pool_of
 
 # Commands that Redis holds at once; more of them would only take memory there.
 _ROWS_PER_EXCHANGE = 16_384
@@ -38,7 +39,13 @@ def _moment(stored: bytes | None) -> int:
     if not stored:
         return 0
     clock = Timestamp()
-    clock.ParseFromString(stored)
+    try:
+        clock.ParseFromString(stored)
+    except DecodeError as error:
+        raise OnlineStoreError(
+            f"A stored event time is no protobuf Timestamp ({error}). Something other than Feast wrote these keys: "
+            "use another project name or database."
+        ) from error
     return clock.seconds * 1_000_000_000 + clock.nanos
 
 
@@ -49,7 +56,7 @@ class RedisWriter:
     """
 
     def __init__(self, place: RedisPlace) -> None:
-        self._place, self._client, self._view = place, place.client, place.view
+        self._place, self._pool, self._view = place, pool_of(place.client), place.view
         self._project = wire.scalar(place.project.encode())
 
     def write(self, batch: Batch) -> None:
@@ -64,14 +71,15 @@ class RedisWriter:
             self._write(batch, slice(start, start + _ROWS_PER_EXCHANGE))
 
     def close(self) -> None:
-        """Do nothing: the connection went back to the client's pool."""
+        """Close the connection."""
+        self._pool.disconnect()
 
     def _write(self, batch: Batch, part: slice) -> None:
         times = batch.times[part]
         keys = batch.keys[part]
         keys = wire.join(len(keys), keys, self._project)
         values = [column[part] for column in batch.values.values()]
-        with exchange(self._client) as server:
+        with exchange(self._pool) as server:
             if not self._place.skip_dedup:
                 asked = command("HGET", len(keys), keys, _clock_field(self._view))
                 newer = _newer(times, server.ask([wire.contents(asked)], len(keys)))
@@ -92,10 +100,10 @@ class RedisWriter:
 
 
 class RedisReader:
-    """Reads one feature of one view; a connection of the client's pool per call, so threads do not meet."""
+    """Reads one feature of one view; a connection of its pool per call, so threads do not meet."""
 
     def __init__(self, place: RedisPlace, feature: str) -> None:
-        self._client = place.client
+        self._pool = pool_of(place.client)
         self._project = wire.scalar(place.project.encode())
         self._fields = (_feature_field(place.view, feature), _clock_field(place.view))
         self._moments: dict[bytes | None, int] = {None: MISSING}
@@ -115,16 +123,17 @@ class RedisReader:
             if not isinstance(error.__cause__, (OSError, redis.ConnectionError)):
                 raise
             # The pool may hold connections to a server that has been restarted since.
-            self._client.connection_pool.disconnect()
+            self._pool.disconnect()
             found = self._ask(asked)
         clocks = [clock for _, clock in found]
         return [value for value, _ in found], self._times(clocks)
 
     def close(self) -> None:
-        """Do nothing: the client is Feast's."""
+        """Close the connections."""
+        self._pool.disconnect()
 
     def _ask(self, asked: pa.Array) -> list[Any]:
-        with exchange(self._client) as server:
+        with exchange(self._pool) as server:
             return server.ask([wire.contents(asked)], len(asked))
 
     def _times(self, clocks: list[bytes | None]) -> Int64Array:
@@ -142,12 +151,6 @@ def _newer(times: Int64Array, stored: list[bytes | None]) -> BoolArray:
     """Return which rows are newer than what is stored; like Feast, equal times are not."""
     if not any(stored):
         return np.ones(len(times), np.bool_)
-    try:
-        moments = {clock: _moment(clock) for clock in set(stored)}
-    except Exception as error:
-        raise OnlineStoreError(
-            f"A stored event time is no protobuf Timestamp ({error}). Something other than Feast wrote these keys: "
-            "use another project name or database."
-        ) from error
+    moments = {clock: _moment(clock) for clock in set(stored)}
     before = np.array([moments[clock] for clock in stored], np.int64)
     return (before <= 0) | (times * 1000 > before)

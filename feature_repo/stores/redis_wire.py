@@ -20,11 +20,13 @@ from feature_repo.stores import wire
 try:
     import hiredis
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 except ImportError as error:
     raise MissingExtraError("Redis needs its client: install feast[redis] (redis and hiredis).") from error
 
 if TYPE_CHECKING:
-    from redis import Redis
+    from redis import ConnectionPool, Redis
 
 _MORE = object()
 _READ_BYTES = 1 << 18
@@ -63,16 +65,23 @@ class Exchange:
         return found
 
 
+def pool_of(client: Redis) -> ConnectionPool:
+    """Return a pool with a client's settings that fails at once: what is tried again is said by its user."""
+    pool = client.connection_pool
+    return redis.ConnectionPool(
+        connection_class=pool.connection_class, **{**pool.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
+    )
+
+
 @contextmanager
-def exchange(client: Redis) -> Iterator[Exchange]:
-    """Take a connection from a client's pool; give it back clean, or close it if anything went wrong.
+def exchange(pool: ConnectionPool) -> Iterator[Exchange]:
+    """Take a connection from a pool; give it back clean, or close it if anything went wrong.
 
     Raises
     ------
     OnlineStoreError
         If the server cannot be reached, refuses the credentials, or breaks off.
     """
-    pool = client.connection_pool
     settings = pool.connection_kwargs
     address = settings.get("path") or f"{settings.get('host')}:{settings.get('port')}"
     connection = None

@@ -212,8 +212,8 @@ def _key_bytes(name: str, column: pa.Array, kind: ValueType) -> pa.Array:
         return fixed(_integers(column, pa.int64()))
     if kind == ValueType.INT32:
         return fixed(_integers(column, pa.int32()))
-    if kind in (ValueType.STRING, ValueType.BYTES):
-        return _binary(column, kind)
+    if kind == ValueType.STRING:
+        return _utf8(column)
     raise CannotPackError(f"join keys of type {kind.name}")
 
 
@@ -226,9 +226,10 @@ def _lists(column: pa.Array, kind: ValueType) -> pa.Array:
     if flat.null_count:
         raise CannotPackError("vectors with gaps")
     numbers = flat.to_numpy(zero_copy_only=False)
-    if kind == ValueType.FLOAT_LIST and np.isnan(numbers).any():
-        numbers = numbers.astype(np.float64)  # as in Feast, whose Python floats turn signaling NaNs into quiet ones
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if kind == ValueType.FLOAT_LIST and np.isnan(numbers).any():
+            # As in Feast, whose Python floats turn signaling NaNs into quiet ones.
+            numbers = numbers.astype(np.float64)
         numbers = np.ascontiguousarray(numbers, _LISTS[kind])
     counts = pc.list_value_length(column)
     lengths = counts.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) * numbers.itemsize
@@ -253,8 +254,8 @@ def _scalar_body(column: pa.Array, kind: ValueType) -> tuple[npt.NDArray[np.bool
         return valid, fixed(column.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint8))
     if kind == ValueType.UNIX_TIMESTAMP and pa.types.is_timestamp(column.type):
         return None, varints(_seconds(column))
-    if kind in (ValueType.STRING, ValueType.BYTES):
-        raw = _binary(column, kind)
+    if kind == ValueType.STRING:
+        raw = _utf8(column)
         raw = raw.fill_null(b"") if raw.null_count else raw
         return valid, join(len(column), by_length(lengths_of(raw), varint), raw)
     raise CannotPackError(f"{column.type} as {kind.name}")
@@ -270,13 +271,11 @@ def _integers(column: pa.Array, kind: pa.DataType) -> npt.NDArray:
     return cast.fill_null(0).to_numpy(zero_copy_only=False)
 
 
-def _binary(column: pa.Array, kind: ValueType) -> pa.Array:
+def _utf8(column: pa.Array) -> pa.Array:
     own = column.type
-    text = pa.types.is_string(own) or pa.types.is_large_string(own) or pa.types.is_string_view(own)
-    raw = pa.types.is_binary(own) or pa.types.is_large_binary(own)
-    if not (text if kind == ValueType.STRING else raw):
-        raise CannotPackError(f"{own} as {kind.name}")
-    return column.cast(pa.large_string()).cast(BYTES) if text else column.cast(BYTES)
+    if not (pa.types.is_string(own) or pa.types.is_large_string(own) or pa.types.is_string_view(own)):
+        raise CannotPackError(f"{own} as STRING")
+    return column.cast(pa.large_string()).cast(BYTES)
 
 
 def _seconds(column: pa.Array) -> Int64Array:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 # Cases are shared by several tests, and a test folder is no package.
 sys.path.append(str(Path(__file__).parent))
@@ -35,7 +37,7 @@ class RedisServer:
 
     def client(self, db: int = 0) -> redis.Redis:
         """Return a client that nothing else uses."""
-        return redis.Redis(port=self.port, db=db)
+        return redis.Redis(port=self.port, db=db, retry=Retry(NoBackoff(), 0))
 
     def start(self, *options: str) -> None:
         """Start it and wait until it answers."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource
+from feast.data_format import ParquetFormat
 from feast.repo_config import RepoConfig
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from feast.value_type import ValueType
@@ -57,6 +58,7 @@ def view_of(
         source=FileSource(
             name=f"{name}_source",
             path=str(path),
+            file_format=ParquetFormat(),
             timestamp_field="event_timestamp",
             created_timestamp_column="created" if created else None,
             **source,

@@ -1,0 +1,126 @@
+"""Every packed byte is what Feast's own serialization makes of the same value."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.type_map import python_values_to_proto_values
+from feast.value_type import ValueType
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feature_repo.stores import wire
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+INT32 = st.integers(-(2**31), 2**31 - 1)
+TEXT = st.text(max_size=40)
+FLOAT32 = st.floats(width=32)
+COLUMNS = {
+    ValueType.INT64: (INT64, pa.int64()),
+    ValueType.INT32: (INT32, pa.int32()),
+    ValueType.FLOAT: (FLOAT32, pa.float32()),
+    ValueType.DOUBLE: (st.floats(), pa.float64()),
+    ValueType.BOOL: (st.booleans(), pa.bool_()),
+    ValueType.STRING: (TEXT, pa.string()),
+}
+LISTS = {
+    ValueType.FLOAT_LIST: (FLOAT32, np.float32, pa.float32()),
+    ValueType.DOUBLE_LIST: (st.floats(), np.float64, pa.float64()),
+}
+
+
+def by_feast(kind: ValueType, values: list[Any]) -> list[bytes]:
+    return [value.SerializeToString() for value in python_values_to_proto_values(values, kind)]
+
+
+@pytest.mark.parametrize("kind", COLUMNS, ids=lambda kind: kind.name)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_scalars(kind: ValueType, data: st.DataObject) -> None:
+    strategy, arrow = COLUMNS[kind]
+    values = data.draw(st.lists(st.none() | strategy, min_size=1, max_size=20))
+    assert wire.as_list(wire.values(pa.array(values, arrow), kind)) == by_feast(kind, values)
+
+
+@pytest.mark.parametrize("kind", LISTS, ids=lambda kind: kind.name)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_vectors_of_any_length(kind: ValueType, data: st.DataObject) -> None:
+    element, dtype, arrow = LISTS[kind]
+    lengths = data.draw(st.lists(st.none() | st.integers(0, 512), min_size=1, max_size=6))
+    pool = np.array(data.draw(st.lists(element, min_size=1, max_size=16)), dtype)
+    vectors = [None if length is None else np.resize(pool, length) for length in lengths]
+    column = pa.array(vectors, pa.list_(arrow))
+    wanted = by_feast(kind, vectors)
+    assert wire.as_list(wire.values(column, kind)) == wanted
+    sliced = pa.concat_arrays([pa.array([[1.0], None], column.type), column])[2:]
+    assert wire.as_list(wire.values(sliced, kind)) == wanted
+
+
+def test_every_bit_pattern_of_special_floats() -> None:
+    bits = np.array([0x7FA00000, 0xFFA00001, 0x7FC00000, 0xFFC12345, 0x80000000, 1, 0x7F800000], np.uint32)
+    vector = bits.view(np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vector), len(vector))
+    assert wire.as_list(wire.values(column, ValueType.FLOAT_LIST)) == by_feast(ValueType.FLOAT_LIST, [vector])
+
+
+@settings(max_examples=100, deadline=None)
+@given(numbers=st.lists(INT64, min_size=1, max_size=10), texts=st.data())
+def test_entity_keys(numbers: list[int], texts: st.DataObject) -> None:
+    names = texts.draw(st.lists(TEXT, min_size=len(numbers), max_size=len(numbers)))
+    columns = {
+        "user_id": (pa.array(numbers, pa.int64()), ValueType.INT64),
+        "ä_key": (pa.array(names, pa.string()), ValueType.STRING),
+        "a": (pa.array([number % 2**31 for number in numbers], pa.int32()), ValueType.INT32),
+    }
+    for chosen in (["user_id"], ["ä_key"], ["user_id", "ä_key", "a"]):
+        protos = {
+            name: python_values_to_proto_values(columns[name][0].to_pylist(), columns[name][1]) for name in chosen
+        }
+        wanted = [
+            serialize_entity_key(EntityKey(join_keys=chosen, entity_values=[protos[name][row] for name in chosen]), 3)
+            for row in range(len(numbers))
+        ]
+        assert wire.as_list(wire.entity_keys([(name, *columns[name]) for name in chosen])) == wanted
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-(10**16), 10**17), min_size=1, max_size=20))
+def test_clocks(moments: list[int]) -> None:
+    wanted = [Timestamp(seconds=moment // 10**6, nanos=moment % 10**6 * 1000).SerializeToString() for moment in moments]
+    assert wire.as_list(wire.timestamps(np.array(moments, np.int64))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (pa.array([[1.0, None]], pa.list_(pa.float32())), ValueType.FLOAT_LIST),
+        (pa.array([[1, 2]], pa.list_(pa.int64())), ValueType.FLOAT_LIST),
+        (pa.array([[1, 2]], pa.list_(pa.int64())), ValueType.INT64_LIST),
+        (pa.array([2**63], pa.uint64()), ValueType.INT64),
+        (pa.array([1.5]), ValueType.INT64),
+        (pa.array([1]), ValueType.STRING),
+        (pa.array([b"x"]), ValueType.BYTES),
+        (pa.array([1.5], pa.float32()), ValueType.DOUBLE),
+    ],
+    ids=str,
+)
+def test_what_is_not_packed_is_left_to_feast(column: pa.Array, kind: ValueType) -> None:
+    with pytest.raises(wire.CannotPackError):
+        wire.values(column, kind)
+
+
+def test_null_keys_are_never_packed() -> None:
+    with pytest.raises(wire.CannotPackError, match="item_id"):
+        wire.entity_keys([("item_id", pa.array([1, None]), ValueType.INT64)])
+
+
+def test_nan_scalars_are_null_as_in_feast() -> None:
+    assert wire.as_list(wire.values(pa.array([math.nan, 1.0]), ValueType.DOUBLE))[0] == b""
