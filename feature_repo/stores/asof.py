@@ -25,12 +25,15 @@ class Rows:
     codes, times, created, numbers
         int64 [M]: the key's code, the first moment of reading, the moment of writing (0 where a view does not
         record it, `MISSING` where a row does not), and the row's number within the view.
+    ordered
+        Whether it is known that all rows have one time and every row a larger code than the row before.
     """
 
     codes: Int64Array
     times: Int64Array
     created: Int64Array
     numbers: Int64Array
+    ordered: bool = False
 
 
 class Piece(Protocol):
@@ -129,14 +132,17 @@ def match(rows: Rows, codes: Int64Array, times: Int64Array, *, strict: bool) -> 
     strict
         Whether a row also needs ``created <= time``.
     """
-    one_moment = bool((rows.times == rows.times[0]).all())
-    if one_moment and bool((rows.codes[1:] > rows.codes[:-1]).all()):
+    if rows.ordered or _ordered(rows):
         at = np.minimum(np.searchsorted(rows.codes, codes), len(rows.codes) - 1)
         fits = (rows.codes[at] == codes) & (rows.times[0] <= times)
         if strict:
             fits &= rows.created[at] <= times
         return np.where(fits, at, NONE)
     return _match_history(rows, codes, times, strict)
+
+
+def _ordered(rows: Rows) -> bool:
+    return bool((rows.times == rows.times[0]).all()) and bool((rows.codes[1:] > rows.codes[:-1]).all())
 
 
 def _match_history(rows: Rows, codes: Int64Array, times: Int64Array, strict: bool) -> Int64Array:

@@ -159,9 +159,20 @@ class _Piece:
         parts = [self._unit(unit) for unit in self.units]
         if len(parts) == 1:
             return parts[0]
-        return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in Rows.__dataclass_fields__))
+        return Rows(
+            codes=np.concatenate([part.codes for part in parts]),
+            times=np.concatenate([part.times for part in parts]),
+            created=np.concatenate([part.created for part in parts]),
+            numbers=np.concatenate([part.numbers for part in parts]),
+        )
 
     def _unit(self, unit: Unit) -> Rows:
+        known_clocks = self.source.clock_constants(unit)
+        if known_clocks is not None and self.source.ascends(unit, self.stored) and self.keys.plain:
+            table = self.source.read(unit, self.stored)
+            codes, _ = self.keys.encode([table[name] for name in self.stored], table.num_rows)
+            times, created = (np.broadcast_to(np.int64(clock), unit.rows) for clock in known_clocks)
+            return Rows(codes, times, created, np.arange(unit.first, unit.first + unit.rows), ordered=True)
         clocks = self.source.clocks
         wanted = dict.fromkeys([*self.stored, clocks.time, *([clocks.created] if clocks.created else [])])
         table = self.source.read(unit, list(wanted))

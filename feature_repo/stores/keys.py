@@ -38,6 +38,8 @@ class KeyCodes:
     codes : int64 [N]
     valid : bool [N]
         False where a key is null: such a label matches nothing.
+    plain : bool
+        Whether codes are the keys themselves, in their order.
 
     Raises
     ------
@@ -51,10 +53,10 @@ class KeyCodes:
         self._names = tuple(names)
         self._kinds = [_kind(kind) for kind in types]
         cast = [_as(column, kind, name) for column, kind, name in zip(columns, self._kinds, names, strict=True)]
-        self._plain = len(cast) == 1 and self._kinds[0] == pa.int64()
+        self.plain = len(cast) == 1 and self._kinds[0] == pa.int64()
         self._values: list[pa.Array] = []
         self._combined: list[Int64Array] = []
-        if self._plain:
+        if self.plain:
             self.codes, self.valid = _numbers(cast[0])
             return
         self.codes, self.valid = np.zeros(rows, np.int64), np.ones(rows, np.bool_)
@@ -70,7 +72,7 @@ class KeyCodes:
     def encode(self, columns: Sequence[Column], rows: int) -> tuple[Int64Array, BoolArray | None]:
         """Return codes int64 [M] of rows of the view's files, and which are known (None: all of them)."""
         cast = [_as(column, kind, name) for column, kind, name in zip(columns, self._kinds, self._names, strict=True)]
-        if self._plain:
+        if self.plain:
             codes, known = _numbers(cast[0])
             return codes, None if cast[0].null_count == 0 else known
         codes, known = np.zeros(rows, np.int64), np.ones(rows, np.bool_)

@@ -76,8 +76,24 @@ class File(Protocol):
     def row_bytes(self, columns: Sequence[str]) -> float:
         """Return about how many bytes a row of some columns takes."""
 
+    def constant(self, column: str) -> pa.Array | None:
+        """Return the one value that all rows of a clock have, shape (1,), if that is known without reading them."""
 
-class ParquetFile:
+    def ascends(self, keys: Sequence[str]) -> bool:
+        """Return whether it is known that every row has a larger key than the row before."""
+
+
+class _Unknown:
+    """A file of which nothing is known before it is read."""
+
+    def constant(self, column: str) -> pa.Array | None:
+        return None
+
+    def ascends(self, keys: Sequence[str]) -> bool:
+        return False
+
+
+class ParquetFile(_Unknown):
     """Rows in Parquet; a part is a row group, bounded by its statistics."""
 
     def __init__(self, path: Path) -> None:
@@ -118,15 +134,21 @@ class TwinFile:
     """Rows in a mapped twin: one part. It is opened for each read, so that pages are given back."""
 
     def __init__(self, path: Path, found: twin.Twin) -> None:
-        self._path, self._twin = path, found
-        with _AsLakeError(path):
-            self.schema = found.table().schema
+        self._path, self._twin, self.schema = path, found, found.schema
 
     def groups(self, clocks: Clocks) -> Iterator[tuple[int, int, int]]:
-        times = microseconds(
-            self.read(0, [clocks.time])[clocks.time], "up", file=str(self._path), name=clocks.time, naive=clocks.naive
-        )
-        yield len(times), *_bounds(times)
+        column = self.constant(clocks.time)
+        if column is None:
+            column = self.read(0, [clocks.time])[clocks.time]
+        times = microseconds(column, "up", file=str(self._path), name=clocks.time, naive=clocks.naive)
+        yield self._twin.rows, *_bounds(times)
+
+    def constant(self, column: str) -> pa.Array | None:
+        value = self._twin.constants.get(column)
+        return None if value is None else pa.array([value]).cast(self.schema.field(column).type)
+
+    def ascends(self, keys: Sequence[str]) -> bool:
+        return self._twin.ascending and self._twin.keys == tuple(keys)
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         with _AsLakeError(self._path):
@@ -137,7 +159,7 @@ class TwinFile:
         return table.nbytes / max(table.num_rows, 1)
 
 
-class TableFile:
+class TableFile(_Unknown):
     """Rows in memory: one part."""
 
     def __init__(self, table: pa.Table) -> None:
@@ -193,6 +215,22 @@ class Source:
     def read(self, unit: Unit, columns: Sequence[str]) -> pa.Table:
         """Read some columns of one part."""
         return self._files[unit.file].read(unit.group, columns)
+
+    def clock_constants(self, unit: Unit) -> tuple[int, int] | None:
+        """Return the clocks that all rows of a part share, if they are known without reading it."""
+        columns = {}
+        for name in (self.clocks.time, self.clocks.created):
+            if name is not None:
+                column = self._files[unit.file].constant(name)
+                if column is None:
+                    return None
+                columns[name] = column
+        times, created = self.clock_columns(unit, pa.table(columns))
+        return int(times[0]), int(created[0])
+
+    def ascends(self, unit: Unit, keys: Sequence[str]) -> bool:
+        """Return whether it is known that every row of a part has a larger key than the row before."""
+        return self._files[unit.file].ascends(keys)
 
     def clock_columns(self, unit: Unit, table: pa.Table) -> tuple[Int64Array, Int64Array]:
         """Return (first moment of reading, moment of writing) of a part's rows: int64 [M], see `asof.Rows`."""

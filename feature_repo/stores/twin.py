@@ -7,8 +7,9 @@ length become fixed-size lists, so that row i of a twin is at a known address an
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +22,30 @@ from feature_repo.contracts.errors import LakeError
 from feature_repo.lake import replacing, sha256_of
 
 FOLDER = "_twin"
-FORMAT = b"1"
+FORMAT = b"2"
 
 
 @dataclass(frozen=True)
 class Twin:
-    """One twin that is known to be current."""
+    """One twin that is known to be current.
+
+    Attributes
+    ----------
+    keys
+        The columns by which the rows are sorted.
+    ascending
+        Whether there is one integer key and every row has another, larger one than the row before.
+    constants
+        Timestamp columns that hold one value in all rows, with that value in the column's own unit. A refresh
+        writes all rows of a snapshot with the same clocks, so a reader need not look at them row by row.
+    """
 
     path: Path
     rows: int
     keys: tuple[str, ...]
+    schema: pa.Schema
+    ascending: bool
+    constants: Mapping[str, int]
 
     def table(self) -> pa.Table:
         """Return the rows, mapped: nothing is read until it is touched, and closed with the last reference."""
@@ -53,7 +68,8 @@ def current(parquet: Path) -> Twin | None:
         source, own = parquet.stat(), path.stat()
         with pa.memory_map(str(path)) as mapped:
             reader = pa.ipc.open_file(mapped)
-            notes = reader.schema.metadata or {}
+            schema = reader.schema
+            notes = schema.metadata or {}
     except (OSError, pa.ArrowInvalid):
         return None
     if notes.get(b"twin") != FORMAT or notes.get(b"source_size") != str(source.st_size).encode():
@@ -62,8 +78,7 @@ def current(parquet: Path) -> Twin | None:
         if notes.get(b"source_sha256") != sha256_of(parquet).encode():
             return None
         _same_time(path, source)
-    keys = tuple(notes[b"keys"].decode().split("\x1f"))
-    return Twin(path, int(notes[b"rows"]), keys)
+    return _from_notes(path, schema)
 
 
 def build(parquet: Path, keys: Sequence[str]) -> Twin:
@@ -94,6 +109,8 @@ def build(parquet: Path, keys: Sequence[str]) -> Twin:
         "twin": FORMAT.decode(),
         "keys": "\x1f".join(keys),
         "rows": str(table.num_rows),
+        "ascending": json.dumps(_ascending(table, keys, strictly=True)),
+        "constants": json.dumps(_constants(table)),
         "source_size": str(source.st_size),
         "source_sha256": sha256_of(parquet),
     }
@@ -111,7 +128,29 @@ def build(parquet: Path, keys: Sequence[str]) -> Twin:
         for batch in table.combine_chunks().to_batches():
             writer.write_batch(batch)
     _same_time(path, source)
-    return Twin(path, table.num_rows, tuple(keys))
+    return _from_notes(path, schema)
+
+
+def _from_notes(path: Path, schema: pa.Schema) -> Twin:
+    notes = {name.decode(): value.decode() for name, value in schema.metadata.items()}
+    return Twin(
+        path=path,
+        rows=int(notes["rows"]),
+        keys=tuple(notes["keys"].split("\x1f")),
+        schema=schema.remove_metadata(),
+        ascending=json.loads(notes["ascending"]),
+        constants=json.loads(notes["constants"]),
+    )
+
+
+def _constants(table: pa.Table) -> dict[str, int]:
+    found = {}
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if pa.types.is_timestamp(field.type) and len(column) and not column.null_count:
+            ends = pc.min_max(column.cast(pa.int64()))
+            if ends["min"] == ends["max"]:
+                found[field.name] = ends["min"].as_py()
+    return found
 
 
 def current_or_built(parquet: Path, keys: Sequence[str]) -> Twin | None:
@@ -133,11 +172,11 @@ def _same_time(path: Path, source: os.stat_result) -> None:
         return
 
 
-def _ascending(table: pa.Table, keys: Sequence[str]) -> bool:
+def _ascending(table: pa.Table, keys: Sequence[str], *, strictly: bool = False) -> bool:
     if len(keys) != 1 or not pa.types.is_integer(table.schema.field(keys[0]).type) or table[keys[0]].null_count:
         return False
     values = table[keys[0]].to_numpy()
-    return bool((values[1:] >= values[:-1]).all())
+    return bool((values[1:] > values[:-1]).all() if strictly else (values[1:] >= values[:-1]).all())
 
 
 def _fixed(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:

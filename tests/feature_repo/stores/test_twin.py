@@ -145,3 +145,45 @@ def test_vectors_of_a_twin_are_not_copied_when_read(tmp_path: Path) -> None:
     table = built.table()
     assert pa.total_allocated_bytes() - before < values.nbytes / 10
     assert table["vector"].chunk(0).values.to_numpy().tolist() == values.tolist()
+
+
+def test_what_all_rows_share_is_noted_and_nothing_else(tmp_path: Path) -> None:
+    micros = MOMENT.value // 1000
+    assert twin.build(write(tmp_path / "a.parquet"), ["id"]).constants == {"event_timestamp": micros, "created": micros}
+    assert twin.build(write(tmp_path / "a.parquet"), ["id"]).ascending
+    assert not twin.build(write(tmp_path / "a.parquet", ids=(1, 1, 2)), ["id"]).ascending
+    moments = pa.array([MOMENT, MOMENT + pd.Timedelta("1us")], pa.timestamp("us", tz="UTC"))
+    gaps = pa.array([MOMENT, None], pa.timestamp("us", tz="UTC"))
+    pq.write_table(pa.table({"id": [1, 2], "event_timestamp": moments, "created": gaps}), tmp_path / "b.parquet")
+    assert twin.build(tmp_path / "b.parquet", ["id"]).constants == {}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_shared_clocks_are_clocks(
+    tmp_path: Path, historical: Callable[..., pa.Table], feast_view: Callable[..., Any], strict: bool, late: bool
+) -> None:
+    """Twins tell the clocks without their rows being read: the same rows must come out, in strict mode too."""
+    place = tmp_path / "view"
+    place.mkdir()
+    for day in range(3):
+        moment = MOMENT + pd.Timedelta(days=day)
+        written = moment + pd.Timedelta(days=10 if late and day == 1 else 0)
+        columns = {
+            "id": pa.array([3, 1, 2] if day else [2, 3]),
+            "event_timestamp": pa.array([moment] * (3 if day else 2), pa.timestamp("ns", tz="UTC")),
+            "created": pa.array([written] * (3 if day else 2), pa.timestamp("ms", tz="UTC")),
+            "vector": pa.array([[float(day), 1.0]] * (3 if day else 2), pa.list_(pa.float32())),
+        }
+        pq.write_table(pa.table(columns), place / f"{day}.parquet")
+    labels = pd.DataFrame(
+        {"id": [1, 2, 3, 9] * 4, "event_timestamp": [MOMENT + pd.Timedelta(hours=h) for h in range(-12, 84, 6)]}
+    )
+    found = {
+        twins: historical(
+            PitOfflineStoreConfig(twins=twins, strict=strict), [feast_view(place, features=("vector",))], labels
+        )["view__vector"].to_pylist()
+        for twins in ("off", "build")
+    }
+    assert found["build"] == found["off"]
+    assert any(found["off"]) and not all(found["off"])
