@@ -46,9 +46,11 @@ class Upstream:
         The workspace.
     space
         The space whose model to load.
+    like
+        Another upstream of the same log: where its encodings are the same, the log is read once for both.
     """
 
-    def __init__(self, ws: Workspace, space: Space) -> None:
+    def __init__(self, ws: Workspace, space: Space, like: Upstream | None = None) -> None:
         from jobs.features.encode import Encoder
         from jobs.features.tables import Tables
         from models.upstream.derm import DERM
@@ -56,15 +58,16 @@ class Upstream:
         folder = ws.home.root / space.artifact
         self.space = space
         self.model: DERM = DERM.load(folder)
-        self.tables: Tables = Tables(
-            ws.log,
-            Encoder.load(folder / "encoder.json"),
-            ws.config.history_actions,
-            ws.config.coverage,
-            ws.config.min_item_events,
-        )
         self._ids = {entity: ws.log.codes[entity][join_key(entity)] for entity in ENTITIES}
-        self._read: tuple[Entity, datetime, Any] | None = None
+        encoder = Encoder.load(folder / "encoder.json")
+        self.tables: Tables
+        # Each entity's table of the last moment: the gate asks for it again, and so does every other version.
+        self._read: dict[Entity, tuple[datetime, Any]]
+        if like is not None and like.tables.encoder == encoder:
+            self.tables, self._read = like.tables, like._read
+            return
+        actions, coverage = ws.config.history_actions, ws.config.coverage
+        self.tables, self._read = Tables(ws.log, encoder, actions, coverage, ws.config.min_item_events), {}
 
     def ids(self, entity: Entity, as_of: datetime) -> pl.Series:
         """Return the ids [N] that have a vector as of a moment, in the order of :meth:`infer`.
@@ -74,11 +77,10 @@ class Upstream:
         return self._ids[entity][self._table(entity, as_of).code]
 
     def _table(self, entity: Entity, as_of: datetime) -> Any:
-        # The gate asks for the same table again, and reading a log as of a moment costs as much as the model.
-        if self._read is None or self._read[:2] != (entity, as_of):
-            table = self.tables.users(as_of) if entity == "user" else self.tables.items(as_of)
-            self._read = (entity, as_of, table)
-        return self._read[2]
+        if entity not in self._read or self._read[entity][0] != as_of:
+            table: Any = self.tables.users(as_of) if entity == "user" else self.tables.items(as_of)
+            self._read[entity] = (as_of, table)
+        return self._read[entity][1]
 
     def infer(
         self, entity: Entity, as_of: datetime, only: np.ndarray | None = None
