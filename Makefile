@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-upstream bench-periods clean
+.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-upstream bench-periods crash-matrix clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ check: $(READY)  ## lint and type-check
 
 bench-upstream: $(READY)  ## recall of upstream settings before the test period, on the demo's log (half an hour)
 	@$(BIN)/python -m benchmarks.upstream
+
+crash-matrix: $(READY)  ## kill every operation at every durable write, run it again, compare (minutes)
+	@$(BIN)/python -m benchmarks.crash_matrix
 
 bench-periods: $(READY)  ## the demo's chain on another part of the year (ten minutes)
 	@$(BIN)/python -m benchmarks.periods

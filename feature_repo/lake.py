@@ -10,8 +10,9 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -113,7 +114,7 @@ def replacing(final: Path) -> Iterator[Path]:
     staged = final.parent / f".{final.name}.{os.getpid()}.part"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
+        sweep(final)
         yield staged
         with open(staged, "rb") as handle:
             os.fsync(handle.fileno())
@@ -123,16 +124,43 @@ def replacing(final: Path) -> Iterator[Path]:
     except OSError as error:
         raise LakeError(f"Could not write {final}: {error}. Free space or fix permissions and run again.") from error
     finally:
-        staged.unlink(missing_ok=True)
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
 
 
-def _sweep(final: Path) -> None:
-    """Remove what killed processes left of earlier tries at the same file."""
+@contextmanager
+def replacing_folder(final: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `final` to be filled; on success flush its files and rename it into place.
+
+    Raises
+    ------
+    LakeError
+        If the disk refuses, naming the path.
+    """
+    staged = final.parent / f".{final.name}.{os.getpid()}.part"
+    try:
+        sweep(final)
+        staged.mkdir(parents=True)
+        yield staged
+        for path in staged.iterdir():
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
+        with durable(f"file {final.parent.name}/{final.name}"):
+            os.rename(staged, final)
+            _sync_folder(final.parent)
+    except OSError as error:
+        raise LakeError(f"Could not write {final}: {error}. Free space or fix permissions and run again.") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def sweep(final: Path) -> None:
+    """Remove what killed processes left of earlier tries at the same file or folder."""
     for left in final.parent.glob(f".{final.name}.*.part"):
         try:
             os.kill(int(left.name.split(".")[-2]), 0)
         except ProcessLookupError:
-            left.unlink(missing_ok=True)
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         except (ValueError, PermissionError):
             continue
 

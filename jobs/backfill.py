@@ -48,19 +48,25 @@ def run(
     ------
     SnapshotRefusedError
         If the gate refused a snapshot: the moments before it stay published.
+    BusyError
+        If another process backfills this home folder.
     """
     ws.use_threads()
     moments = ws.refresh_moments(start or ws.splits.upstream_end, end or min(ws.log.end, ws.splits.end))
     retired = lifecycle.retirements(ws.ledger)
     versions = [version for version in ws.ledger.versions() if version.version not in retired]
-    upstreams = {version.version: refresh.Upstream(ws, ws.ledger.space(version.space_id)) for version in versions}
+    upstreams: dict[str, refresh.Upstream] = {}
+    for version in versions:
+        like = next(iter(upstreams.values()), None)
+        upstreams[version.version] = refresh.Upstream(ws, ws.ledger.space(version.space_id), like)
     found: list[Publication] = []
-    for step, moment in enumerate(moments):
-        progress(f"refresh as of {moment:%Y-%m-%d}", step, len(moments))
-        found.extend(refresh_plain.run(ws, moment).publications)
-        for version in versions:
-            if refresh.why_not(ws, version.version, moment) is None:
-                result = refresh.run(ws, version.version, moment, upstream=upstreams.get(version.version))
-                found.extend(result.publications)
+    with ws.home.lock("backfill"):
+        for step, moment in enumerate(moments):
+            progress(f"refresh as of {moment:%Y-%m-%d}", step, len(moments))
+            found.extend(refresh_plain.run(ws, moment).publications)
+            for version in versions:
+                if refresh.why_not(ws, version.version, moment) is None:
+                    result = refresh.run(ws, version.version, moment, upstream=upstreams[version.version])
+                    found.extend(result.publications)
     progress("refresh", len(moments), len(moments))
     return Result(tuple(moments), tuple(found))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,8 +11,7 @@ from feature_repo.contracts.errors import BusyError, ConfigError, LakeError, Not
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.contracts.spaces import check_pins, require_same
 from feature_repo.contracts.types import Release, Snapshot
-from feature_repo.failpoints import durable
-from feature_repo.lake import folder_digest, read_json
+from feature_repo.lake import folder_digest, read_json, replacing_folder
 from jobs.versions import LOCK
 from jobs.workspace import Progress, Workspace, silent
 
@@ -134,16 +131,9 @@ def _index(ws: Workspace, version: str) -> dict[str, str]:
     folder = ws.home.artifacts / f"index-{version}-{snapshot.sha256[:12]}"
     if not (folder / NOTES_FILE).exists():
         ids, vectors = read_vectors(ws.home.root / snapshot.path, join_key("item"))
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        try:
-            notes = {"version": version, "snapshot_id": snapshot.snapshot_id}
-            save_index(beside, ids.to_numpy(), vectors, space_id=space_id, notes=notes)
-            with durable(f"file artifacts/{folder.name}"):
-                beside.rename(folder)
-        except OSError as error:
-            raise LakeError(f"Could not write {folder}: {error}. Free space or fix permissions, run again.") from error
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        notes = {"version": version, "snapshot_id": snapshot.snapshot_id}
+        with replacing_folder(folder) as staged:
+            save_index(staged, ids.to_numpy(), vectors, space_id=space_id, notes=notes)
     return {
         "artifact": str(folder.relative_to(ws.home.root)),
         "digest": folder_digest(folder),

@@ -218,7 +218,7 @@ def needed(ws: Workspace) -> dict[str, str]:
     snapshots = ws.ledger.snapshots(accepted=True)
     for manifest in ws.ledger.training_sets():
         for snapshot in snapshots:
-            if snapshot.view in manifest["request"]["views"] and _reaches(manifest, snapshot, views[snapshot.view]):
+            if snapshot.view in manifest["request"]["views"] and reaches(manifest, snapshot, views[snapshot.view]):
                 reasons[snapshot.snapshot_id] = f"training set {manifest['service']}"
     for consumer in ws.ledger.consumers():
         if "snapshot" in consumer["record"]:
@@ -228,7 +228,7 @@ def needed(ws: Workspace) -> dict[str, str]:
     return reasons
 
 
-def _reaches(manifest: dict[str, Any], snapshot: Snapshot, view: Any) -> bool:
+def reaches(manifest: dict[str, Any], snapshot: Snapshot, view: Any) -> bool:
     """Return whether a row of a training set can have read a snapshot: not newer than it, not past its time to live."""
     start, end = (datetime.fromisoformat(manifest[name]) for name in ("start", "end"))
     expires = snapshot.available_at + timedelta(days=view.ttl_days) if view.ttl_days else None

@@ -1,0 +1,70 @@
+"""Lineage reaches from the events to the AUC, in both directions, and speaks OpenLineage."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.small_home import NOW, SPACES
+from feature_repo import lifecycle
+from feature_repo.contracts.errors import NotFoundError
+from feature_repo.lake import write_json
+from jobs import lineage, release
+from jobs.workspace import Workspace
+
+
+def names(nodes: list[lineage.Node]) -> set[str]:
+    return {node.key for node in nodes}
+
+
+def test_from_events_to_the_auc_and_back(ws: Workspace) -> None:
+    rows = [{"task": "ctr", "embeddings": name, "auc": auc} for name, auc in (("none", 0.6), ("user+item", 0.7))]
+    write_json({"lift": rows}, ws.home.reports / "summary.json")
+    release.create(ws, now=NOW)
+    whole = lineage.graph(ws)
+    below = whole.downstream("events/print")
+    assert {"space", "version", "snapshot", "view", "training set", "consumer", "release"} == {n.kind for n in below}
+    above = names(whole.upstream("release/r1"))
+    first = {"events/print", f"space/{SPACES['v1']}", "version/v1", "snapshot/user_embedding_v1-20240107T000000Z"}
+    assert first | {"consumer/ctr_ranker", "training set/ctr_ranker"} <= above
+    assert not any("v2" in name for name in above)
+    assert whole.find("ctr_ranker").facts["AUC"] == {"none": 0.6, "user+item": 0.7}
+    assert whole.find("ctr_ranker").kind == "consumer"
+
+
+def test_a_training_set_comes_only_from_snapshots_that_it_can_have_read(ws: Workspace) -> None:
+    sources = lineage.graph(ws).sources["training set/ctr_ranker"]
+    assert sorted(key for key in sources if "user" in key) == [
+        "snapshot/user_embedding_v1-20240107T000000Z",
+        "snapshot/user_embedding_v1-20240114T000000Z",
+    ]
+
+
+def test_a_bridged_snapshot_names_the_space_it_came_from(ws: Workspace) -> None:
+    snapshot = ws.ledger.snapshots("user_embedding_v1", accepted=True)[-1].snapshot_id
+    lifecycle.put_bridged(ws.ledger, snapshot, "artifacts/bridge", SPACES["v3"])
+    whole = lineage.graph(ws)
+    assert f"space/{SPACES['v3']}" in whole.sources[f"snapshot/{snapshot}"]
+    assert f"snapshot/{snapshot}" in names(whole.downstream(f"space/{SPACES['v3']}"))
+
+
+def test_openlineage_events_name_inputs_before_they_are_read(ws: Workspace) -> None:
+    release.create(ws, now=NOW)
+    whole = lineage.graph(ws)
+    events = lineage.openlineage(whole, "v1")
+    assert json.loads(json.dumps(events)) == events
+    made = {"events/print"}
+    for event in events:
+        assert {"eventType", "eventTime", "producer", "schemaURL", "run", "job", "inputs", "outputs"} == event.keys()
+        assert {item["name"] for item in event["inputs"]} <= made
+        made |= {item["name"] for item in event["outputs"]}
+    assert len({event["run"]["runId"] for event in events}) == len(events)
+    assert "release/r1" in made and not any(name.startswith("snapshot/user_embedding_v2") for name in made)
+    assert lineage.openlineage(lineage.graph(ws), "v1") == events
+
+
+def test_what_is_unknown_is_said(ws: Workspace) -> None:
+    with pytest.raises(NotFoundError, match="Nothing is named 'nothing'"):
+        lineage.graph(ws).find("nothing")
+    assert lineage.graph(ws).find("pri").name == "print"
