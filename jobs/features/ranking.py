@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from feature_repo.contracts.naming import ENTITIES, attributes_view, embedding_view, stats_view
+from feature_repo.contracts.naming import ENTITIES, attributes_view, embedding_view, join_key, stats_view
 from feature_repo.lake import read_json, write_json
 from jobs.features.encode import IdTable, Vocabulary, numeric_matrix
 from jobs.features.history import STATS
@@ -174,15 +174,21 @@ class TrainingSet:
         return self.frame.select(arrived.fill_null(False).cast(pl.Float32)).to_series().to_numpy()
 
     def vectors(self, view: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the joined vectors of a view: a table float32 [V, D] and for each row its position or -1."""
+        """Return the joined vectors of a view: a table float32 [V, D] and for each row its position or -1.
+
+        Rows that read the same entity of the same snapshot share one vector, so V is several times smaller than
+        the number of rows.
+        """
+        read = [join_key("user" if view.startswith("user") else "item"), f"{view}__available_us"]
+        rows = self.frame.select(read).with_row_index("row")
+        distinct = rows.drop_nulls(read[1]).unique(read, keep="first", maintain_order=True).with_row_index("at")
+        joined = rows.join(distinct.select(*read, "at"), on=read, how="left", maintain_order="left")
+        index = joined["at"].cast(pl.Int64).fill_null(-1).to_numpy()
         column = pads.dataset(self._files).to_table(columns=[f"{view}__embedding"]).column(0)
-        present = ~np.asarray(column.is_null())
-        parts = [chunk.flatten() for chunk in column.chunks]
+        taken = column.take(pa.array(distinct["row"].to_numpy()))
+        parts = [chunk.flatten() for chunk in taken.chunks]
         values = pa.chunked_array(parts, pa.float32()).to_numpy()
-        index = np.where(present, np.cumsum(present) - 1, -1)
-        count = int(present.sum())
-        dim = len(values) // count if count else 0
-        return values.reshape(count, dim), index
+        return values.reshape(distinct.height, len(values) // max(distinct.height, 1)), index
 
     def encoder(self, log: EventLog, versions: tuple[str, ...], rows: np.ndarray) -> RankerEncoder:
         """Learn encodings on the given training rows (bool [N])."""

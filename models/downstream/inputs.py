@@ -214,8 +214,10 @@ class RankerData:
                 f"RankerData: embedding '{name}' has row indices {low} to {high}, "
                 f"allowed are -1 (missing) to {len(table) - 1}."
             )
-        used = np.unique(index[index >= 0])
-        broken = int((~np.isfinite(table[used])).any(axis=1).sum())
+        finite: Array = np.isfinite(table).all(axis=1)
+        if finite.all():
+            return
+        broken = int((~finite[np.unique(index[index >= 0])]).sum())
         if broken:
             raise ValueError(f"RankerData: embedding '{name}' has {broken} vectors that are not finite.")
 
