@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -121,3 +121,57 @@ def prune(
     typer.echo(
         f"{len(done.removed)} snapshots {'would be ' if dry_run else ''}removed, {len(done.kept)} old ones kept."
     )
+
+
+@app.command()
+def compare(
+    old: Annotated[str, typer.Argument(help="The version that consumers read, e.g. v1.")],
+    new: Annotated[str, typer.Argument(help="The retrain, e.g. v3.")],
+    as_of: Annotated[str | None, typer.Option(help="Snapshots up to here (UTC); the latest by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    home: HomeOption = HOME,
+) -> None:
+    """Report how stable a retrain is: cosines before and after alignment, neighbours, rank, what old rankers lose.
+
+    Example: `headwater version compare v1 v3`
+    """
+    from jobs import compare as job
+
+    moment = None if as_of is None else read_moment(as_of)
+    result = job.run(open_home(home), old, new, moment, progress=progress_reporter())
+    if as_json:
+        facts = {"as_of": result.as_of.isoformat(), "entities": result.entities, "consumers": result.consumers}
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    print_table([_plain(row) for row in result.entities], f"\nVectors as of {result.as_of:%Y-%m-%d}, {old} and {new}")
+    if result.consumers:
+        print_table([_plain(row) for row in result.consumers], f"\nRankers of {old}, fed with vectors of {new}")
+    else:
+        typer.echo(f"\nNo ranker of {old} has enough labelled rows in the four weeks before {result.as_of:%Y-%m-%d}.")
+
+
+def _plain(row: dict[str, Any]) -> dict[str, str]:
+    return {key: f"{value:.4f}" if isinstance(value, float) else str(value) for key, value in row.items()}
+
+
+@app.command()
+def bridge(
+    new: Annotated[str, typer.Argument(help="Version whose model goes on, e.g. v3.")],
+    into: Annotated[str, typer.Option(help="Version whose consumers go on reading it, e.g. v1.")],
+    as_of: Annotated[str, typer.Option(help="Only events before this moment are read (UTC).")],
+    refit: Annotated[bool, typer.Option("--refit", help="Learn the map again from the latest moments.")] = False,
+    home: HomeOption = HOME,
+) -> None:
+    """Publish a new model's vectors in an old version's space, as that version's refresh. Exit code 3: refused.
+
+    Example: `headwater version bridge v3 --into v1 --as-of 2018-01-07`
+    """
+    from jobs import bridge as job
+
+    result = job.run(open_home(home), new, into, read_moment(as_of), refit=refit, progress=progress_reporter())
+    for entity, kind in result.kinds.items():
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in result.held_out[entity].items())
+        typer.echo(f"{entity}s by the {kind} map; cosine with {into} on held-out {entity}s: {scores}")
+    for publication in result.publications:
+        state = "was there already" if publication.reused else "accepted"
+        typer.echo(f"{publication.snapshot.snapshot_id}: {publication.snapshot.rows:,} rows, {state}")

@@ -1,0 +1,201 @@
+"""The bridge: a new model's vectors, carried into an old version's space as that version's continued refresh.
+
+The map is learned from published snapshots that both versions have of one moment, so the old model itself is not
+needed any more. What it gives goes through smoothing and the gate as any refresh does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from feature_repo import lifecycle
+from feature_repo.contracts.errors import ConfigError, NotReadyError
+from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key, moment_stem
+from feature_repo.contracts.types import Entity, Space
+from feature_repo.lake import read_json, replacing_folder, write_json
+from jobs import refresh
+from jobs.publication import Publication, published
+from jobs.workspace import Progress, Workspace, silent
+
+if TYPE_CHECKING:
+    from models.bridge import Bridge
+
+MOMENTS = 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was published, and how well each entity's bridge carries vectors over (mean cosine, held out)."""
+
+    publications: tuple[Publication, ...]
+    artifact: Path
+    held_out: dict[str, dict[str, float]]
+    kinds: dict[str, str]
+
+
+class Bridged:
+    """An upstream of another space whose vectors come out in this one.
+
+    Parameters
+    ----------
+    upstream
+        The new model.
+    space
+        The old space.
+    bridges
+        One per entity.
+    """
+
+    def __init__(self, upstream: refresh.Upstream, space: Space, bridges: dict[Entity, Bridge]) -> None:
+        self.space = space
+        self.tables = upstream.tables
+        self._upstream, self._bridges = upstream, bridges
+
+    def ids(self, entity: Entity, as_of: datetime) -> pl.Series:
+        """Return the ids [N] that have a vector as of a moment."""
+        return self._upstream.ids(entity, as_of)
+
+    def infer(
+        self, entity: Entity, as_of: datetime, only: np.ndarray | None = None
+    ) -> tuple[pl.Series, np.ndarray, np.ndarray]:
+        """Return ids [N], unit vectors float32 [N, D] of the old space and norms float32 [N] in its scale."""
+        ids, vectors, norms = self._upstream.infer(entity, as_of, only)
+        bridge = self._bridges[entity]
+        return ids, bridge.map(vectors), bridge.map_norms(norms)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Vectors of the same entities in two spaces, of one or several moments.
+
+    Attributes
+    ----------
+    ids
+        [N], an entity stands once per moment.
+    new, old
+        float32 [N, M] and [N, D].
+    new_norms, old_norms
+        float32 [N], before scaling to length 1.
+    """
+
+    ids: np.ndarray
+    new: np.ndarray
+    old: np.ndarray
+    new_norms: np.ndarray
+    old_norms: np.ndarray
+
+
+def common_moments(ws: Workspace, new: str, old: str, until: datetime | None = None) -> list[datetime]:
+    """Return the moments, oldest first, of which both versions have snapshots of both entities that no bridge made.
+
+    Raises
+    ------
+    NotReadyError
+        If there is none.
+    """
+    carried = lifecycle.bridged(ws.ledger)
+    found: set[datetime] | None = None
+    for view in [embedding_view(entity, version) for version in (new, old) for entity in ENTITIES]:
+        own = [item for item in ws.ledger.snapshots(view, accepted=True) if item.snapshot_id not in carried]
+        moments = {item.as_of for item in own if until is None or item.as_of <= until}
+        found = moments if found is None else found & moments
+    if not found:
+        raise NotReadyError(
+            f"{new} and {old} have no snapshots of one moment{f' up to {until:%Y-%m-%d}' if until else ''}. "
+            "Run `headwater backfill`: both have to be refreshed side by side for a while."
+        )
+    return sorted(found)
+
+
+def pairs(ws: Workspace, new: str, old: str, entity: Entity, moments: list[datetime]) -> Pairs:
+    """Read the vectors of the entities that both versions know at the given moments."""
+    parts: list[tuple[np.ndarray, ...]] = []
+    for moment in moments:
+        left, right = (_read(ws, entity, version, moment) for version in (new, old))
+        both = left[0].join(right[0], on="id", suffix="_old").sort("id")
+        rows, old_rows = both["at"].to_numpy(), both["at_old"].to_numpy()
+        parts.append((both["id"].to_numpy(), left[1][rows], right[1][old_rows], left[2][rows], right[2][old_rows]))
+    return Pairs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _read(ws: Workspace, entity: Entity, version: str, moment: datetime) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
+    path = ws.home.snapshot_file(embedding_view(entity, version), moment)
+    ids, vectors = refresh.read_vectors(path, join_key(entity))
+    norms = pq.read_table(path, columns=["norm"])["norm"].to_numpy()
+    return pl.DataFrame({"id": ids}).with_row_index("at"), vectors, norms
+
+
+def run(
+    ws: Workspace, new: str, into: str, as_of: datetime, *, refit: bool = False, progress: Progress = silent
+) -> Result:
+    """Publish the vectors of version `new`'s model as of a moment in the space of version `into`.
+
+    The bridge that was learned first is kept, so that the continued version stays one space; `refit` learns another.
+
+    Raises
+    ------
+    NotReadyError
+        If the versions have no moment in common, or the new model was trained on events after `as_of`.
+    ConfigError
+        If both are one version, or `into` has a snapshot of its own of that moment.
+    SnapshotRefusedError
+        If the gate refuses what comes over the bridge.
+    """
+    if new == into:
+        raise ConfigError(f"{new} needs no bridge into itself.")
+    spaces = {version: ws.ledger.space(ws.ledger.version(version).space_id) for version in (new, into)}
+    if as_of < spaces[new].train_end:
+        end = spaces[new].train_end
+        raise NotReadyError(f"{new} was trained on events up to {end:%Y-%m-%d}: choose that moment or a later one.")
+    carried = lifecycle.bridged(ws.ledger)
+    for entity in ENTITIES:
+        done = published(ws, embedding_view(entity, into), as_of)
+        if done is not None and done.snapshot_id not in carried:
+            raise ConfigError(f"{into} has a snapshot of its own as of {as_of:%Y-%m-%d}: {done.snapshot_id}.")
+    folder = _fitted(ws, new, into, as_of, refit, progress)
+    bridges = _load(folder)
+    upstream = Bridged(refresh.Upstream(ws, spaces[new]), spaces[into], bridges)
+    artifact = str(folder.relative_to(ws.home.root))
+    for entity in ENTITIES:
+        snapshot_id = f"{embedding_view(entity, into)}-{moment_stem(as_of)}"
+        lifecycle.put_bridged(ws.ledger, snapshot_id, artifact, spaces[new].space_id)
+    result = refresh.run(ws, into, as_of, upstream=cast(Any, upstream), progress=progress)
+    held_out: dict[str, dict[str, float]] = {entity: bridge.held_out for entity, bridge in bridges.items()}
+    kinds: dict[str, str] = {entity: bridge.kind for entity, bridge in bridges.items()}
+    return Result(result.publications, folder, held_out, kinds)
+
+
+def _load(folder: Path) -> dict[Entity, Bridge]:
+    from models.bridge import Bridge
+
+    return {entity: Bridge.load(folder / f"{entity}.safetensors") for entity in ENTITIES}
+
+
+def _fitted(ws: Workspace, new: str, into: str, as_of: datetime, refit: bool, progress: Progress) -> Path:
+    """Return the folder of the bridge between two versions, learned now where there is none."""
+    from models.bridge import fit_bridge
+
+    known = sorted(ws.home.artifacts.glob(f"bridge-{new}-{into}-*/bridge.json"))
+    moments = common_moments(ws, new, into, as_of)[-MOMENTS:]
+    folder = ws.home.artifacts / f"bridge-{new}-{into}-{moment_stem(moments[-1])}"
+    if (known and not refit) or (folder / "bridge.json").exists():
+        return folder if refit else known[0].parent
+    ws.use_threads()
+    with replacing_folder(folder) as staged:
+        for step, entity in enumerate(ENTITIES):
+            progress(f"learn the bridge of {entity}s from {new} into {into}", step, len(ENTITIES))
+            both = pairs(ws, new, into, entity, moments)
+            norms = (both.new_norms, both.old_norms)
+            fit_bridge(both.new, both.old, norms, groups=both.ids).save(staged / f"{entity}.safetensors")
+        spaces = {version: ws.ledger.version(version).space_id for version in (new, into)}
+        notes = {"from": new, "into": into, "spaces": spaces, "moments": [moment.isoformat() for moment in moments]}
+        write_json(notes, staged / "bridge.json")
+    assert read_json(folder / "bridge.json")["from"] == new
+    return folder
