@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-upstream bench-periods crash-matrix clean
+.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online bench-upstream bench-periods crash-matrix clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ oracle: $(READY)  ## hold the point-in-time store against the brute-force loop, 
 
 bench-pit: $(READY)  ## time and memory of point-in-time joins beside Feast, Polars, DuckDB (half an hour, 45 GB of disk)
 	@$(BIN)/python -m benchmarks.pit
+
+bench-online: $(READY)  ## materialization and online reads beside Feast and the floor, SQLite and Redis (a quarter of an hour)
+	@$(BIN)/python -m benchmarks.online
 
 check: $(READY)  ## lint and type-check
 	@$(BIN)/ruff check .

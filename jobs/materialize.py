@@ -52,13 +52,15 @@ def run(ws: Workspace, end: datetime, *, progress: Progress = silent) -> Result:
 
     started = time.monotonic()
     store = open_store(ws.home)
+    if isinstance(store.config.batch_engine_config, dict):
+        store.config.batch_engine_config["progress"] = False
     views = store.list_feature_views()
     if not views:
         raise NotReadyError("Feast knows no view yet. Run `headwater apply` first.")
     newest = {item.view: item.available_at for item in ws.ledger.snapshots(accepted=True) if item.available_at <= end}
     for step, view in enumerate(views):
         progress(f"materialize {view.name}", step, len(views))
-        # Feast prints its own progress for a terminal; ours goes through `progress`.
+        # Feast prints for a terminal; what is done is said through `progress`.
         with contextlib.redirect_stdout(io.StringIO()), durable(f"online {view.name}"):
             store.materialize(_start(view, end, newest.get(view.name)), end, feature_views=[view.name])
     progress("materialize", len(views), len(views))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -32,6 +32,7 @@ from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _validate_vector_field_lengths
 from pydantic import Field
 
+from feature_repo.failpoints import durable
 from feature_repo.stores import latest
 from feature_repo.stores.batches import Batch, ViewColumns, Writer, pack
 from feature_repo.stores.latest import LatestRows
@@ -95,7 +96,7 @@ class ArrowComputeEngine(LocalComputeEngine):
             size = self.repo_config.materialization_config.online_write_batch_size or max(
                 1, min(_MOST_ROWS, int(self.settings.chunk_mb * 1e6 / max(rows.row_bytes, 1.0)))
             )
-            with self._bar(task, rows.rows) as advance, _one_behind(writer, advance) as store:
+            with self._bar(task, rows.rows) as advance, _one_behind(writer, advance, view.name) as store:
                 for table in rows.batches(size):
                     _validate_vector_field_lengths(table, view)
                     store(pack(table, columns))
@@ -128,7 +129,7 @@ class ArrowComputeEngine(LocalComputeEngine):
 
 
 @contextmanager
-def _one_behind(writer: Writer, advance: Any) -> Iterator[Any]:
+def _one_behind(writer: Writer, advance: Callable[[int], object], name: str) -> Iterator[Any]:
     """Yield a function that stores a batch while the next one is packed; two are in memory at most."""
     with ThreadPoolExecutor(1, thread_name_prefix="materialize") as thread:
         waiting: list[Future[None]] = []
@@ -139,7 +140,8 @@ def _one_behind(writer: Writer, advance: Any) -> Iterator[Any]:
             waiting.append(thread.submit(write, batch))
 
         def write(batch: Batch) -> None:
-            writer.write(batch)
+            with durable(f"online rows {name}"):
+                writer.write(batch)
             advance(len(batch))
 
         yield store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from feature_repo.contracts.errors import OnlineStoreError
 from feature_repo.stores import wire
 from feature_repo.stores.batches import Batch
 from feature_repo.stores.clocks import MISSING, BoolArray, Int64Array
+from feature_repo.stores.per_id import PerId
 from feature_repo.stores.places import RedisPlace
 from feature_repo.stores.redis_wire import command, exchange, pool_of
 
@@ -102,29 +104,32 @@ class RedisWriter:
 class RedisReader:
     """Reads one feature of one view; a connection of its pool per call, so threads do not meet."""
 
-    def __init__(self, place: RedisPlace, feature: str) -> None:
+    def __init__(self, place: RedisPlace, feature: str, keys: Callable[[pa.Array], pa.Array], integer: bool) -> None:
         self._pool = pool_of(place.client)
-        self._project = wire.scalar(place.project.encode())
-        self._fields = (_feature_field(place.view, feature), _clock_field(place.view))
+        project = wire.scalar(place.project.encode())
+        fields = (_feature_field(place.view, feature), _clock_field(place.view))
+        self._commands = PerId(
+            lambda ids: command("HMGET", len(ids), wire.join(len(ids), keys(ids), project), *fields), integer
+        )
         self._moments: dict[bytes | None, int] = {None: MISSING}
 
-    def fetch(self, keys: pa.Array) -> tuple[list[bytes | None], Int64Array]:
-        """Return the stored value of each entity key and its event time in microseconds, `MISSING` where none is.
+    def fetch(self, ids: pa.Array) -> tuple[list[bytes | None], Int64Array]:
+        """Return the stored value of each id and its event time in microseconds, `MISSING` where none is.
 
         Raises
         ------
         OnlineStoreError
             If the server cannot be reached, twice, or refuses.
         """
-        asked = command("HMGET", len(keys), wire.join(len(keys), keys, self._project), *self._fields)
+        asked = self._commands.joined(ids)
         try:
-            found = self._ask(asked)
+            found = self._ask(asked, len(ids))
         except OnlineStoreError as error:
             if not isinstance(error.__cause__, (OSError, redis.ConnectionError)):
                 raise
             # The pool may hold connections to a server that has been restarted since.
             self._pool.disconnect()
-            found = self._ask(asked)
+            found = self._ask(asked, len(ids))
         clocks = [clock for _, clock in found]
         return [value for value, _ in found], self._times(clocks)
 
@@ -132,9 +137,9 @@ class RedisReader:
         """Close the connections."""
         self._pool.disconnect()
 
-    def _ask(self, asked: pa.Array) -> list[Any]:
+    def _ask(self, asked: memoryview, rows: int) -> list[Any]:
         with exchange(self._pool) as server:
-            return server.ask([wire.contents(asked)], len(asked))
+            return server.ask([asked], rows)
 
     def _times(self, clocks: list[bytes | None]) -> Int64Array:
         distinct = set(clocks)

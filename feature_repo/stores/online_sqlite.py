@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from feature_repo.contracts.errors import BusyError, NotReadyError, OnlineStoreE
 from feature_repo.stores import wire
 from feature_repo.stores.batches import Batch
 from feature_repo.stores.clocks import MISSING, Int64Array
+from feature_repo.stores.per_id import PerId
 from feature_repo.stores.places import SqlitePlace
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -105,17 +106,27 @@ class SqliteReader:
     ----------
     place
         The view's table.
+    keys, integer
+        From ids to entity keys, and whether ids are int64.
     wait_seconds
         How long to wait for a process that is writing.
     """
 
-    def __init__(self, place: SqlitePlace, feature: str, wait_seconds: float) -> None:
+    def __init__(
+        self,
+        place: SqlitePlace,
+        feature: str,
+        keys: Callable[[pa.Array], pa.Array],
+        integer: bool,
+        wait_seconds: float,
+    ) -> None:
+        self._keys = PerId(keys, integer)
         self._path, self._table, self._feature, self._wait = place.path, _quoted(place.table), feature, wait_seconds
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
 
-    def fetch(self, keys: pa.Array) -> tuple[list[bytes | None], Int64Array]:
-        """Return the stored value of each entity key and its event time in microseconds, `MISSING` where none is.
+    def fetch(self, ids: pa.Array) -> tuple[list[bytes | None], Int64Array]:
+        """Return the stored value of each id and its event time in microseconds, `MISSING` where none is.
 
         Raises
         ------
@@ -126,7 +137,7 @@ class SqliteReader:
         OnlineStoreError
             If it cannot be read.
         """
-        asked = wire.as_list(keys)
+        asked = self._keys.listed(ids)
         found: dict[bytes, tuple[bytes, int]] = {}
         with _errors(self._path):
             connection = self._connection()

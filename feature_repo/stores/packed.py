@@ -33,8 +33,8 @@ _FRAME = re.compile(re.escape(wire.tag(ValueType.FLOAT_LIST)) + rb"[\x80-\xff]*[
 
 
 class _Backend(Protocol):
-    def fetch(self, keys: pa.Array) -> tuple[list[bytes | None], Int64Array]:
-        """Return stored values and event times of entity keys."""
+    def fetch(self, ids: pa.Array) -> tuple[list[bytes | None], Int64Array]:
+        """Return stored values and event times of ids."""
 
     def close(self) -> None:
         """Give back what was opened."""
@@ -111,8 +111,7 @@ class EmbeddingReader:
             If the store is locked, empty, cannot be reached or holds something else.
         """
         column = id_column(ids, self._kind == ValueType.INT64, self._key)
-        keys = wire.entity_keys([(self._key, column, self._kind)])
-        stored, times = self._backend.fetch(keys) if len(keys) else ([], np.zeros(0, np.int64))
+        stored, times = self._backend.fetch(column) if len(column) else ([], np.zeros(0, np.int64))
         fresh, age = self._freshness.judge(times, now)
         found = fresh & np.fromiter(map(bool, stored), np.bool_, len(stored))
         wanted = stored if found.all() else [stored[position] for position in np.flatnonzero(found)]
@@ -153,6 +152,13 @@ class EmbeddingReader:
 
 
 def _backend(store: FeatureStore, view: FeatureView, feature: str, wait_seconds: float) -> _Backend:
+    key = view.entity_columns[0]
+    kind = key.dtype.to_value_type()
+    integer = kind == ValueType.INT64
+
+    def keys(ids: pa.Array) -> pa.Array:
+        return wire.entity_keys([(key.name, ids, kind)])
+
     try:
         place = place_of(store.config, store._get_provider().online_store, view)
     except CannotPackError as reason:
@@ -160,7 +166,7 @@ def _backend(store: FeatureStore, view: FeatureView, feature: str, wait_seconds:
     if isinstance(place, SqlitePlace):
         from feature_repo.stores.online_sqlite import SqliteReader
 
-        return SqliteReader(place, feature, wait_seconds)
+        return SqliteReader(place, feature, keys, integer, wait_seconds)
     from feature_repo.stores.online_redis import RedisReader
 
-    return RedisReader(place, feature)
+    return RedisReader(place, feature, keys, integer)

@@ -19,8 +19,9 @@ _KNOWN = {
     ("feast.infra.online_stores.sqlite", "SqliteOnlineStore"),
     ("feast.infra.online_stores.redis", "RedisOnlineStore"),
 }
-# A store that is derived from one of Feast's and keeps these keeps its layout.
+# A store that is derived from one of Feast's and keeps these keeps its layout; those of this package do anyhow.
 _LAYOUT = ("online_write_batch", "online_read")
+_OURS = __name__.rpartition(".")[0] + "."
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def place_of(config: RepoConfig, store: Any, view: FeatureView) -> SqlitePlace |
     """
     name = f"{type(store).__module__}.{type(store).__name__}"
     base: Any = next((base for base in type(store).__mro__ if (base.__module__, base.__name__) in _KNOWN), None)
-    if base is None or any(getattr(type(store), method) is not getattr(base, method) for method in _LAYOUT):
+    if base is None or not (name.startswith(_OURS) or _keeps_layout(type(store), base)):
         raise CannotPackError(f"the online store is {name}, not SQLite or Redis")
     if config.entity_key_serialization_version != 3:
         raise CannotPackError("entity_key_serialization_version is not 3")
@@ -81,3 +82,7 @@ def place_of(config: RepoConfig, store: Any, view: FeatureView) -> SqlitePlace |
         settings.skip_dedup,
         settings.key_ttl_seconds,
     )
+
+
+def _keeps_layout(derived: Any, base: Any) -> bool:
+    return all(getattr(derived, method) is getattr(base, method) for method in _LAYOUT)

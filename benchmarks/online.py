@@ -1,0 +1,184 @@
+"""How fast vectors get into an online store and out of it: ours beside Feast's, and the floor, in one run.
+
+    python -m benchmarks.online --small      # a minute: 20,000 rows only
+    make bench-online                        # the sizes of the documentation, about half an hour
+
+Each engine runs in a process of its own. Redis is a server of the benchmark's own that keeps nothing on disk and is
+emptied before each engine; SQLite is a file. Materialization is wall time of ``store.materialize`` of one view with
+one vector per item, after a small view was loaded (imports, first connection). Reads are p50 and p99 of single calls
+in one process after a warm-up, ids drawn anew for each call, all of them found.
+
+The floor of materialization is the store's own client with bytes that are ready: a redis-py pipeline of HSET without
+a look at what is stored, ``executemany`` of SQLite in key order. The floor of reads is MGET of the same vectors packed
+one per key (Redis) and one SELECT per call (SQLite), neither with a clock, a lookup of the view or a decision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.online_engines import LOADERS, READERS, prepare
+
+RESULTS = Path(__file__).parent / "results" / "online.json"
+CANDIDATES = (1, 100, 500, 1_000)
+READ_ROWS = 20_000
+FEAST_CALLS, CALLS = 100, 500
+
+
+@contextlib.contextmanager
+def redis_server(folder: Path) -> Iterator[int]:
+    """Run a Redis server and yield its port."""
+    if shutil.which("redis-server") is None:
+        sys.exit("redis-server is not installed: apt-get install redis-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    arguments = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
+    time.sleep(1)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def peak_gb() -> float:
+    """Return the peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def timed(call: Callable[[int], Any], calls: int) -> dict[str, float]:
+    """Return percentiles of single calls, in milliseconds."""
+    import numpy as np
+
+    for number in range(10):
+        call(number)
+    taken = []
+    for number in range(calls):
+        started = time.perf_counter()
+        call(number)
+        taken.append((time.perf_counter() - started) * 1e3)
+    return {"p50_ms": float(np.percentile(taken, 50)), "p99_ms": float(np.percentile(taken, 99))}
+
+
+def one(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run one engine in this process: one load, or reads of every number of candidates."""
+    folder, store, port = Path(arguments.folder), arguments.store, arguments.port
+    # Feast prints what it materializes.
+    with contextlib.redirect_stdout(io.StringIO()):
+        if arguments.what == "materialize":
+            load = LOADERS[arguments.engine](folder, store, port, arguments.size)
+            started = time.perf_counter()
+            load()
+            seconds = time.perf_counter() - started
+            return [{"size": arguments.size, "rows_per_s": arguments.size / seconds, "peak_rss_gb": peak_gb()}]
+        prepared = READERS[arguments.engine](folder, store, port, READ_ROWS)
+        found = []
+        for size in CANDIDATES:
+            taken = timed(prepared(size), FEAST_CALLS if arguments.engine == "feast" else CALLS)
+            rate = {"rows_per_s": size / taken["p50_ms"] * 1e3, "peak_rss_gb": peak_gb()}
+            found.append({"size": size, **taken, **rate})
+        return found
+
+
+def in_own_process(what: str, store: str, size: int, engine: str, folder: Path, port: int) -> list[dict[str, Any]]:
+    """Run one engine in a process of its own; a failure is a result too."""
+    values = {"what": what, "store": store, "size": size, "engine": engine, "folder": folder, "port": port}
+    options = [part for name, value in values.items() for part in (f"--{name}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.online", "--one", *options], capture_output=True, text=True, timeout=3600
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[{")]
+    failed = [{"size": size, "error": (done.stderr.strip().splitlines() or ["nothing"])[-1][:200]}]
+    rows = [
+        {"what": what, "store": store, "engine": engine, **found}
+        for found in (json.loads(lines[-1]) if lines else failed)
+    ]
+    for row in rows:
+        print(row, file=sys.stderr, flush=True)
+    return rows
+
+
+def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add how many times faster than Feast, and how many times slower than the floor, each row is."""
+    for row in rows:
+        peers = {
+            peer["engine"]: peer for peer in rows if all(peer[name] == row[name] for name in ("what", "store", "size"))
+        }
+        for name, engine, slower in (("ratio_to_feast", "feast", False), ("ratio_to_floor", "floor", True)):
+            peer, own = peers.get(engine, {}).get("rows_per_s"), row.get("rows_per_s")
+            row[name] = (peer / own if slower else own / peer) if peer and own else None
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+
+    def text(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    lines = [
+        "| what | store | size | engine | p50, ms | p99, ms | rows/s | peak RSS, GB | x Feast | x floor |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['what']} | {row['store']} | {row['size']:,} | {row['engine']} "
+            f"| {row.get('error') or text(row.get('p50_ms'), '.3f')} | {text(row.get('p99_ms'), '.3f')} "
+            f"| {text(row.get('rows_per_s'), ',.0f')} | {text(row.get('peak_rss_gb'), '.2f')} "
+            f"| {text(row['ratio_to_feast'], '.1f')} | {text(row['ratio_to_floor'], '.2f')} |"
+        )
+    return "\n".join(lines)
+
+
+def run(sizes: list[int]) -> list[dict[str, Any]]:
+    """Run every engine, one after another."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name, redis_server(Path(name)) as port:
+        folder = Path(name)
+        for size in sizes:
+            prepare(folder, size)
+            for store in ("sqlite", "redis"):
+                for engine in LOADERS:
+                    rows += in_own_process("materialize", store, size, engine, folder, port)
+        prepare(folder, READ_ROWS)
+        for store in ("sqlite", "redis"):
+            in_own_process("materialize", store, READ_ROWS, "ours", folder, port)
+            found = [row for engine in READERS for row in in_own_process("read", store, 0, engine, folder, port)]
+            rows += sorted(found, key=lambda row: row["size"])
+    return with_ratios(rows)
+
+
+def main() -> None:
+    """Measure, print the table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="20,000 rows only, and write nothing")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    for name, kind in (("what", str), ("store", str), ("size", int), ("engine", str), ("folder", str), ("port", int)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(one(arguments)))
+        return
+    rows = run([20_000] if arguments.small else [20_000, 1_000_000])
+    print(table(rows))
+    if not arguments.small:
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
