@@ -27,7 +27,7 @@ def open_store(home: Home) -> FeatureStore:
     ibis.get_backend().raw_sql("SET enable_progress_bar = false")
     home.feast.mkdir(parents=True, exist_ok=True)
     values = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text(encoding="utf-8"))
-    values["registry"] = str(home.feast / "registry.db")
+    values["registry"]["path"] = str(home.feast / "registry.db")
     if "path" in values["online_store"]:
         values["online_store"]["path"] = str(home.feast / "online.db")
     return FeatureStore(config=RepoConfig(**values, repo_path=REPOSITORY))
