@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from feast.value_type import ValueType
 
 from feature_repo.contracts.errors import BusyError, NotReadyError, OnlineStoreError
+from feature_repo.failpoints import durable
 from feature_repo.stores import wire
 from feature_repo.stores.batches import Batch
 from feature_repo.stores.clocks import MISSING, Int64Array
@@ -88,7 +89,8 @@ class SqliteWriter:
                     self._statement,
                     itertools.chain.from_iterable(zip(*rows, strict=True)) if len(rows) > 1 else rows[0],
                 )
-                self._connection.execute("COMMIT")
+                with durable("online rows"):
+                    self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
