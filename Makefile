@@ -13,7 +13,7 @@ help:  ## list the targets
 $(READY): pyproject.toml constraints.txt
 	@echo "Making the virtual environment in $(VENV) (two to three minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[demo,dev]"
+	@$(BIN)/python -m pip install --no-compile --quiet --progress-bar on -c constraints.txt -e ".[demo,dev]"
 	@touch $(READY)
 
 demo: $(READY)  ## run the main job on real data and print the lift table

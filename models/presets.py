@@ -77,7 +77,7 @@ def small() -> Preset:
             # No transformer block before the pooling: on the demo's data it cost time and gained nothing.
             user=UserTower.Config(sequence=SequenceTokens.Config(layers=0), dhen=dhen),
             item=ItemTower.Config(dhen=dhen),
-            interaction=InteractionTower.Config(dhen=dhen),
+            interaction=InteractionTower.Config(dim=16, dhen=dhen),
         )
 
     # One pass: clicks of one visit come in clusters, and a second pass learns them by heart.

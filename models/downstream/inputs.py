@@ -214,7 +214,7 @@ class RankerData:
                 f"RankerData: embedding '{name}' has row indices {low} to {high}, "
                 f"allowed are -1 (missing) to {len(table) - 1}."
             )
-        finite: Array = np.isfinite(table).all(axis=1)
+        finite = np.asarray(np.isfinite(table).all(axis=1))
         if finite.all():
             return
         broken = int((~finite[np.unique(index[index >= 0])]).sum())

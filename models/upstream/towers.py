@@ -110,15 +110,20 @@ class InteractionTower(nn.Module):
         numeric_tokens: int = 1
         hidden: int = 64
         dhen: DHEN.Config = field(default_factory=DHEN.Config)
+        # Width of the tokens in here; None: as wide as the published ones. It is the one tower that runs per row.
+        dim: int | None = None
 
     def __init__(self, config: Config, spec: InputSpec, out_tokens: int, out_dim: int) -> None:
         super().__init__()
         self.shape = (out_tokens, out_dim)
-        self.cats = CategoryTable(spec.context_cats, out_dim)
-        self.nums = NumericTokens(spec.context_nums, config.numeric_tokens, out_dim)
+        dim = config.dim or out_dim
+        # What is projected: user tokens, item tokens, their products.
+        self.narrow = nn.ModuleList(nn.Linear(out_dim, dim) for _ in range(3)) if dim != out_dim else None
+        self.cats = CategoryTable(spec.context_cats, dim)
+        self.nums = NumericTokens(spec.context_nums, config.numeric_tokens, dim)
         fields = 3 * out_tokens + len(spec.context_cats) + self.nums.tokens
-        self.dhen = DHEN(config.dhen, fields, out_dim)
-        self.head = nn.Linear(fields * out_dim, config.hidden)
+        self.dhen = DHEN(config.dhen, fields, dim)
+        self.head = nn.Linear(fields * dim, config.hidden)
         self.width = config.hidden + out_tokens * out_tokens
 
     def forward(self, user_BE: Tensor, item_BE: Tensor, context: ContextBatch) -> Tensor:
@@ -126,7 +131,10 @@ class InteractionTower(nn.Module):
         # A unit vector has entries near dim ** -0.5; layers start best on entries near 1.
         scale = user_BE.shape[1] ** 0.5
         user_BME, item_BME = ((v * scale).unflatten(1, self.shape) for v in (user_BE, item_BE))
-        tokens = [user_BME, item_BME, user_BME * item_BME, self.cats(context.cats), self.nums(context.nums)]
+        pair = [user_BME, item_BME, user_BME * item_BME]
+        if self.narrow is not None:
+            pair = [narrow(tokens_BME) for narrow, tokens_BME in zip(self.narrow, pair, strict=True)]
+        tokens = [*pair, self.cats(context.cats), self.nums(context.nums)]
         hidden_BH = functional.relu(self.head(self.dhen(torch.cat(tokens, dim=1)).flatten(1)))
         # A norm over a token of products takes away its mean, which is the similarity: it goes around.
         similar_BMM = user_BME @ item_BME.transpose(1, 2) / user_BME.shape[2] ** 0.5

@@ -63,6 +63,15 @@ def test_every_parameter_is_trained(config, spec, make_batch, conversion: str, l
         assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0, name
 
 
+def test_a_narrow_interaction_tower_reads_every_published_float(config, spec, make_batch) -> None:  # type: ignore[no-untyped-def]
+    model = DERM(replace(config, interaction=replace(config.interaction, dim=3)))
+    out = model(make_batch(spec))
+    assert out.user_vector.shape == (20, 16)
+    user, item = torch.autograd.grad(out.click_logit.sum(), [out.user_vector, out.item_vector], allow_unused=True)
+    for gradient in (user, item):
+        assert gradient is not None and (gradient.abs().sum(0) > 0).all()
+
+
 def test_a_preset_uses_the_dhen_pair_it_names(config, spec, make_batch) -> None:  # type: ignore[no-untyped-def]
     pair = DHEN.Config(layers=1, modules=("transformer", "mlp"))
     model = DERM(replace(config, item=replace(config.item, dhen=pair)))
