@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
+from feature_repo.contracts.errors import ConfigError
 from feature_repo.lake import Home
 
 if TYPE_CHECKING:
@@ -17,7 +19,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent / "feature_repo"
 
 
 def open_store(home: Home) -> FeatureStore:
-    """Return the FeatureStore that reads and writes `home`, as `feast -c feature_repo` does by default."""
+    """Return the FeatureStore that reads and writes `home`, as `feast -c feature_repo` does by default.
+
+    ``$HEADWATER_PROFILE`` names another of feature_repo/profiles/, e.g. ``redis``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such profile.
+    """
     import ibis
     from feast import FeatureStore
     from feast.repo_config import RepoConfig
@@ -26,8 +36,18 @@ def open_store(home: Home) -> FeatureStore:
     warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
     ibis.get_backend().raw_sql("SET enable_progress_bar = false")
     home.feast.mkdir(parents=True, exist_ok=True)
-    values = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text(encoding="utf-8"))
-    values["registry"]["path"] = str(home.feast / "registry.db")
+    values = yaml.safe_load(os.path.expandvars(_settings_file().read_text(encoding="utf-8")))
+    values["registry"]["path"] = str(home.feast / Path(values["registry"]["path"]).name)
     if "path" in values["online_store"]:
         values["online_store"]["path"] = str(home.feast / "online.db")
     return FeatureStore(config=RepoConfig(**values, repo_path=REPOSITORY))
+
+
+def _settings_file() -> Path:
+    profile = os.environ.get("HEADWATER_PROFILE")
+    if not profile:
+        return REPOSITORY / "feature_store.yaml"
+    known = sorted(path.stem for path in (REPOSITORY / "profiles").glob("*.yaml"))
+    if profile not in known:
+        raise ConfigError(f"HEADWATER_PROFILE is '{profile}'; there are {', '.join(known)}. Unset it for the default.")
+    return REPOSITORY / "profiles" / f"{profile}.yaml"
