@@ -168,9 +168,25 @@ def rows(whole: Graph, name: str) -> dict[str, list[dict[str, str]]]:
     node = whole.find(name)
     return {
         "This": [_row(node)],
-        "Made from": [_row(item) for item in whole.upstream(node.key)],
-        "Made of it": [_row(item) for item in whole.downstream(node.key)],
+        "Made from": _summed(whole.upstream(node.key)),
+        "Made of it": _summed(whole.downstream(node.key)),
     }
+
+
+def _summed(nodes: list[Node]) -> list[dict[str, str]]:
+    """Return one row per artifact, but one per view for its snapshots."""
+    views: dict[str, list[Node]] = {}
+    for node in nodes:
+        if node.kind == "snapshot":
+            views.setdefault(node.name.rsplit("-", 1)[0], []).append(node)
+    found = [_row(node) for node in nodes if node.kind != "snapshot"]
+    for view, snapshots in sorted(views.items()):
+        moments = sorted(str(node.facts["as_of"]) for node in snapshots)
+        span = moments[0] if len(moments) == 1 else f"{moments[0]} to {moments[-1]}"
+        spaces = ", ".join(sorted({str(node.facts["space"]) for node in snapshots if node.facts["space"]}))
+        facts = f"{len(snapshots)} as of {span}" + (f", space: {spaces}" if spaces else "")
+        found.append({"kind": "snapshots", "name": view, "facts": facts})
+    return found
 
 
 def _row(node: Node) -> dict[str, str]:

@@ -64,6 +64,13 @@ def test_openlineage_events_name_inputs_before_they_are_read(ws: Workspace) -> N
     assert lineage.openlineage(lineage.graph(ws), "v1") == events
 
 
+def test_rows_for_a_person_sum_up_snapshots(ws: Workspace) -> None:
+    rows = lineage.rows(lineage.graph(ws), "ctr_ranker")
+    assert [row["name"] for row in rows["This"]] == ["ctr_ranker"] and rows["Made of it"] == []
+    summed = {row["name"]: row["facts"] for row in rows["Made from"] if row["kind"] == "snapshots"}
+    assert summed["item_embedding_v1"] == f"2 as of 2024-01-07 to 2024-01-14, space: {SPACES['v1']}"
+
+
 def test_what_is_unknown_is_said(ws: Workspace) -> None:
     with pytest.raises(NotFoundError, match="Nothing is named 'nothing'"):
         lineage.graph(ws).find("nothing")
