@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -32,6 +33,8 @@ def open_store(home: Home) -> FeatureStore:
     from feast import FeatureStore
     from feast.repo_config import RepoConfig
 
+    # Feast says at every start that reading while loading helps a SQL registry most.
+    logging.getLogger("feast.repo_config").setLevel(logging.ERROR)
     # Feast's DuckDB store goes through ibis, which calls a deprecated name and draws a progress bar of its own.
     warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
     ibis.get_backend().raw_sql("SET enable_progress_bar = false")
