@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -156,6 +157,36 @@ def test_a_dropped_release_frees_its_version(ws: Workspace) -> None:
     assert release.rows(ws)[0]["state"] == "dropped"
     with pytest.raises(NotReadyError, match="never live, or was dropped"):
         release.rollback(ws, "r1", by="me", now=NOW)
+
+
+def test_readers_see_one_release_or_the_other_while_the_pointer_moves(online: Workspace) -> None:
+    ws = online
+    materialize.run(ws, materialize.last_available(ws, NOW + 10 * WEEK))
+    names = [release.create(ws, name=name, now=NOW).name for name in ("left",)]
+    train(ws, "ctr_ranker", "v2")
+    names.append(release.create(ws, name="right", now=NOW).name)
+    train(ws, "ctr_ranker", "v1")
+    whole = {name: releases.get(ws.ledger, name) for name in names}
+    release.promote(ws, "left", by="me", now=NOW)
+    seen: list[releases.Release | None] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        own = Ledger(ws.home.ledger_file)
+        while not stop.is_set():
+            seen.append(releases.current_release(own))
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for _ in range(3):
+        release.promote(ws, "right", by="me", now=NOW)
+        release.rollback(ws, "left", by="me", now=NOW)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert len(seen) > 20 and {found.name for found in seen if found} == set(names)
+    assert all(found is not None and found == whole[found.name] for found in seen)
 
 
 def test_what_is_missing_is_named(ws: Workspace) -> None:
