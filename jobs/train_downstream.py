@@ -112,6 +112,8 @@ def fit_config(rows: int) -> FitConfig:
     steps = max(1, rows // batch)
     return FitConfig(
         batch_size=batch,
+        # On the demo's validation rows as good as 7e-4, in three quarters of the steps; 2e-3 costs the baseline some.
+        learning_rate=1.2e-3,
         evaluations_per_epoch=min(max(round(steps / 50), 1), 4),
         max_epochs=min(max(math.ceil(1200 / steps), 3), 12),
     )
