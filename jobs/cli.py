@@ -33,9 +33,10 @@ def main() -> None:
     """Run the command line; errors meant for a person are printed as one message, with their exit code."""
     from feature_repo.contracts.errors import HeadwaterError
 
-    # Waiting threads sleep instead of spinning: on a machine that others use too, spinning makes training ten
-    # times slower; on an idle one sleeping costs a quarter. OpenMP reads this once, before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if os.getloadavg()[0] > 0.9 * (os.cpu_count() or 1):
+        # Others use this machine, too: waiting threads sleep, for spinning would make training ten times slower.
+        # On an idle one sleeping costs a third. OpenMP reads this once, before torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code: Any = 0
     try:
         app()

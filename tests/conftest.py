@@ -2,5 +2,5 @@
 
 import os
 
-# Read once, before torch is imported; see jobs/cli.py.
+# Waiting threads sleep, as in jobs/cli.py on a busy machine; read once, before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
