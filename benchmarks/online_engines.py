@@ -18,7 +18,7 @@ NOW = MOMENT + timedelta(hours=1)
 WARM_ROWS = 200
 # From a number of candidates to what reads so many, by the number of the call.
 Reads: TypeAlias = Callable[[int], Callable[[int], Any]]
-ENGINES = {"feast": "local", "ours": "feature_repo.stores.compute.ArrowComputeEngine"}
+ENGINES = {"feast": "local", "ours": "feature_repo.stores.engine.ArrowComputeEngine"}
 
 
 def prepare(folder: Path, size: int) -> None:

@@ -166,9 +166,9 @@ def _floor(twins: str, streamed: bool) -> Callable[[Size, Path], Run]:
     """Return what remains of ours when the row of every label is known beforehand: read the vectors, write them."""
 
     def prepare(size: Size, folder: Path) -> Run:
-        from feature_repo.stores.engine import Settings, row_numbers
         from feature_repo.stores.gather import gather
         from feature_repo.stores.job import _write
+        from feature_repo.stores.join import Settings, row_numbers
 
         labels = pq.read_table(labels_file(size, folder))
         store = "feature_repo.stores.pit.PitOfflineStore"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from feature_repo.contracts.errors import NotFoundError, NotReadyError
 from feature_repo.contracts.types import Decision, Snapshot
 from feature_repo.lake import replacing
+from jobs.page_templates import environment
 from jobs.snapshot import state_of
 from jobs.workspace import Progress, Workspace, silent
 
@@ -132,17 +133,7 @@ def _write(path: Path, template: str, **values: Any) -> None:
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(value=_value)
-    return environment
+    return environment(value=_value)
 
 
 def _value(observed: float | int | str | None) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from feature_repo.contracts.errors import LakeError, NotReadyError
 from jobs import report_quality as quality
 from jobs import report_time as history
+from jobs.page_templates import environment
 from jobs.report_charts import day, duration, number, percent
 from jobs.report_summary import Part, bounds_text, part, rows_of, tasks_of
 
@@ -106,14 +107,5 @@ def render(summary: Part) -> str:
 
 @cache
 def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(number=number, percent=percent, day=day, duration=duration, bounds=bounds_text)
-    return environment.get_template("report.html.jinja")
+    names = {"number": number, "percent": percent, "day": day, "duration": duration, "bounds": bounds_text}
+    return environment(**names).get_template("report.html.jinja")

@@ -1,206 +1,185 @@
-"""The point-in-time join: labels in, labels with features out. Knows Arrow and files, not Feast.
+"""The Feast plug-in for materialization: from Arrow to the online store's own bytes.
 
-Keys and clocks are joined first (`asof`), then features are read by row number (`gather`).
+Adopt it in any Feast repository with two lines in ``feature_store.yaml``::
+
+    batch_engine:
+        type: feature_repo.stores.engine.ArrowComputeEngine
+
+SQLite and Redis are written directly, with the bytes that Feast would have written. Whatever is not known to come
+out the same (other stores, transformations, types that are not packed) goes Feast's own way, and the log says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
+from feast.data_format import ParquetFormat
+from feast.feature_view import DUMMY_ENTITY_NAME
+from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
+from feast.infra.compute_engines.local.compute import LocalComputeEngine
+from feast.infra.compute_engines.local.feature_builder import LocalFeatureBuilder
+from feast.infra.compute_engines.local.job import LocalMaterializationJob
+from feast.infra.compute_engines.local.nodes import LocalSourceReadNode
+from feast.infra.offline_stores.file_source import FileSource
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.repo_config import FeastConfigBaseModel
+from feast.utils import _validate_vector_field_lengths
+from pydantic import Field
 
-from feature_repo.contracts.errors import InputDataError
-from feature_repo.contracts.types import Problem
-from feature_repo.stores.asof import Rows, latest_rows
-from feature_repo.stores.clocks import MISSING, Int64Array, Naive, microseconds
-from feature_repo.stores.gather import gather
-from feature_repo.stores.keys import KeyCodes
-from feature_repo.stores.sources import Source, Unit
+from feature_repo.failpoints import durable
+from feature_repo.stores import latest
+from feature_repo.stores.batches import Batch, ViewColumns, Writer, pack
+from feature_repo.stores.latest import LatestRows
+from feature_repo.stores.places import RedisPlace, SqlitePlace, place_of
+from feature_repo.stores.wire import CannotPackError
+
+logger = logging.getLogger(__name__)
+_MOST_ROWS = 65_536
 
 
-@dataclass(frozen=True)
-class ViewJoin:
-    """One view to join.
+class ArrowComputeEngineConfig(FeastConfigBaseModel):
+    """Settings under ``batch_engine`` in ``feature_store.yaml``."""
 
-    Attributes
-    ----------
-    name
-        For messages.
-    keys
-        (column among the labels, column in the files) per join key; empty for a view without entities.
-    ttl
-        Microseconds, 0 for ever; both edges belong to a row's life.
-    features
-        (column in the result, column in the files).
+    type: Literal["feature_repo.stores.engine.ArrowComputeEngine"] = "feature_repo.stores.engine.ArrowComputeEngine"
+
+    backend: str | None = None
+    """Feast's own setting: data frames of its own way, "pandas" or "polars"."""
+
+    chunk_mb: float = Field(32.0, gt=0)
+    """About how much is packed and stored at once; ``online_write_batch_size`` gives rows instead."""
+
+    wait_seconds: float = Field(30.0, ge=0)
+    """How long to wait for another process that holds the SQLite file."""
+
+    progress: bool | None = None
+    """Whether to draw a progress bar; by default where there is a terminal."""
+
+
+class ArrowComputeEngine(LocalComputeEngine):
+    """Feast's local engine with another way of materializing.
+
+    A view is stored in batches, each whole or not at all. Feast moves the view's watermark after the last one, so a
+    run that was killed or failed is run again: what is stored already is passed over (Redis) or written again
+    as it is (SQLite).
     """
 
-    name: str
-    source: Source
-    keys: tuple[tuple[str, str], ...]
-    ttl: int
-    features: tuple[tuple[str, str], ...]
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        known = {name: settings[name] for name in ArrowComputeEngineConfig.model_fields if name in settings}
+        self.settings = ArrowComputeEngineConfig(**known)
+
+    def _materialize_one(
+        self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
+    ) -> LocalMaterializationJob:
+        try:
+            self._store(registry, task)
+        except CannotPackError as reason:
+            logger.warning("%s goes Feast's own way: %s", task.feature_view.name, reason)
+            return super()._materialize_one(registry, task, **kwargs)
+        except Exception as error:
+            return LocalMaterializationJob(_job_id(task), MaterializationJobStatus.ERROR, error)
+        return LocalMaterializationJob(_job_id(task), MaterializationJobStatus.SUCCEEDED)
+
+    def _store(self, registry: BaseRegistry, task: MaterializationTask) -> None:
+        view = task.feature_view
+        _check_view(task)
+        columns = ViewColumns.of(view)
+        place = place_of(self.repo_config, self.online_store, view)
+        with closing(_writer(place, self.settings.wait_seconds)) as writer:
+            rows = self._rows(registry, task, columns)
+            size = self.repo_config.materialization_config.online_write_batch_size or max(
+                1, min(_MOST_ROWS, int(self.settings.chunk_mb * 1e6 / max(rows.row_bytes, 1.0)))
+            )
+            with self._bar(task, rows.rows) as advance, _one_behind(writer, advance, view.name) as store:
+                for table in rows.batches(size):
+                    _validate_vector_field_lengths(table, view)
+                    store(pack(table, columns))
+
+    def _rows(self, registry: BaseRegistry, task: MaterializationTask, columns: ViewColumns) -> LatestRows:
+        source = task.feature_view.batch_source
+        assert source is not None
+        if isinstance(source, FileSource) and _is_local_parquet(source):
+            path = Path(
+                FileSource.get_uri_for_file_path(self.repo_config.repo_path, source.path.removeprefix("file://"))
+            )
+            rows = latest.of_files(path, columns, source.field_mapping, task.start_time, task.end_time)
+            if rows is not None:
+                return rows
+        context = self.get_execution_context(registry, task)
+        builder = LocalFeatureBuilder(registry, task, backend=self._get_backend(context))
+        found = LocalSourceReadNode(
+            "source", source, builder.get_column_info(task.feature_view), task.start_time, task.end_time
+        ).execute(context)
+        return latest.of_table(found.data, columns)
+
+    @contextmanager
+    def _bar(self, task: MaterializationTask, rows: int) -> Iterator[Any]:
+        wanted = self.settings.progress
+        if task.tqdm_builder is None or not (sys.stderr.isatty() if wanted is None else wanted):
+            yield lambda done: None
+            return
+        with task.tqdm_builder(rows) as bar:
+            yield bar.update
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to join.
+@contextmanager
+def _one_behind(writer: Writer, advance: Callable[[int], object], name: str) -> Iterator[Any]:
+    """Yield a function that stores a batch while the next one is packed; two are in memory at most."""
+    with ThreadPoolExecutor(1, thread_name_prefix="materialize") as thread:
+        waiting: list[Future[None]] = []
 
-    Attributes
-    ----------
-    strict
-        Whether rows written after the label are hidden (``created <= label time``).
-    naive
-        What to do with label times without a time zone.
-    threads
-        Parts read at the same time.
-    piece_rows
-        Stored rows whose keys are held at once, where parts overlap in time.
-    """
+        def store(batch: Batch) -> None:
+            while waiting:
+                waiting.pop().result()
+            waiting.append(thread.submit(write, batch))
 
-    strict: bool = False
-    naive: Naive = "error"
-    threads: int = 1
-    piece_rows: int = 4_000_000
+        def write(batch: Batch) -> None:
+            with durable(f"online rows {name}"):
+                writer.write(batch)
+            advance(len(batch))
 
-
-def join(labels: pa.Table, time_column: str, views: Sequence[ViewJoin], settings: Settings) -> pa.Table:
-    """Return the labels, in their order, with every view's features as each label's time knew them.
-
-    Parameters
-    ----------
-    labels
-        N rows with the label time and every view's join keys.
-    time_column
-        Timezone-aware label times; a label without one finds nothing.
-    views
-        What to join.
-
-    Raises
-    ------
-    InputDataError
-        If columns are missing, would be there twice, or do not fit.
-    LakeError
-        If a file cannot be read.
-    """
-    _check_columns(labels, time_column, views)
-    times = microseconds(labels[time_column], "down", file="the labels", name=time_column, naive=settings.naive)
-    by_time = np.argsort(times, kind="stable")
-    by_time = by_time[np.searchsorted(times, MISSING, side="right", sorter=by_time) :]
-    columns = list(labels.columns)
-    names = list(labels.column_names)
-    for view in views:
-        numbers = row_numbers(labels, times, by_time, view, settings)
-        names += [result for result, _ in view.features]
-        columns += gather(view.source, numbers, [stored for _, stored in view.features], settings.threads)
-    return pa.table(columns, names=names)
+        yield store
+        while waiting:
+            waiting.pop().result()
 
 
-def row_numbers(
-    labels: pa.Table, times: Int64Array, by_time: Int64Array, view: ViewJoin, settings: Settings
-) -> Int64Array:
-    """Return the number of the row of a view that each label sees, or -1: int64 [N].
-
-    Parameters
-    ----------
-    times
-        int64 [N], microseconds.
-    by_time
-        The labels that have a time, by time.
-    """
-    stored = [name for _, name in view.keys]
-    types = [view.source.type_of(name) for name in stored]
-    if len(by_time) == 0 or not view.source.units:
-        return np.full(len(times), -1, np.int64)
-    asked = [name for name, _ in view.keys]
-    keys = KeyCodes([labels[name] for name in asked], types, asked, len(times))
-    order = by_time if keys.valid.all() else by_time[keys.valid[by_time]]
-    first, last = int(times[by_time[0]]), int(times[by_time[-1]])
-    units = [unit for unit in view.source.units if unit.low <= last and (not view.ttl or unit.high >= first - view.ttl)]
-    strict = settings.strict and view.source.clocks.created is not None
-    pieces = [_Piece(view.source, tuple(part), keys, stored, strict) for part in _overlapping(units, settings)]
-    return latest_rows(keys.codes, times, order, pieces, view.ttl, strict=strict)
+def _check_view(task: MaterializationTask) -> None:
+    """Raise CannotPackError where Feast would do more than load the latest rows of a source."""
+    view = task.feature_view
+    more = ["aggregations", "feature_transformation", "source_views", "stream_source", "filter", "enable_validation"]
+    reasons = {f"it has {name}": bool(getattr(view, name, None)) for name in more} | {
+        "it has no batch source": view.batch_source is None,
+        "it has no entities": DUMMY_ENTITY_NAME in view.entities,
+        "it has no features": not view.features,
+        "it is not stored online alone": not view.online or view.offline,
+        "not only the latest rows are asked for": not task.only_latest or task.disable_event_timestamp,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise CannotPackError(reason)
 
 
-def _overlapping(units: Sequence[Unit], settings: Settings) -> list[list[Unit]]:
-    """Put units that overlap in time together, up to a number of rows; latest first."""
-    groups: list[list[Unit]] = []
-    low = rows = 0
-    for unit in sorted(units, key=lambda unit: (unit.high, unit.low), reverse=True):
-        if groups and unit.high > low and rows + unit.rows <= settings.piece_rows:
-            groups[-1].append(unit)
-            low, rows = min(low, unit.low), rows + unit.rows
-        else:
-            groups.append([unit])
-            low, rows = unit.low, unit.rows
-    return [sorted(group, key=lambda unit: unit.first) for group in groups]
+def _writer(place: SqlitePlace | RedisPlace, wait_seconds: float) -> Writer:
+    if isinstance(place, SqlitePlace):
+        from feature_repo.stores.online_sqlite import SqliteWriter
+
+        return SqliteWriter(place, wait_seconds)
+    from feature_repo.stores.online_redis import RedisWriter
+
+    return RedisWriter(place)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Units of a view that are searched together; rows that no label can see are left out."""
-
-    source: Source
-    units: tuple[Unit, ...]
-    keys: KeyCodes
-    stored: list[str]
-    strict: bool
-
-    @property
-    def low(self) -> int:
-        return min(unit.low for unit in self.units)
-
-    @property
-    def high(self) -> int:
-        return max(unit.high for unit in self.units)
-
-    def load(self) -> Rows:
-        parts = [self._unit(unit) for unit in self.units]
-        if len(parts) == 1:
-            return parts[0]
-        return Rows(
-            codes=np.concatenate([part.codes for part in parts]),
-            times=np.concatenate([part.times for part in parts]),
-            created=np.concatenate([part.created for part in parts]),
-            numbers=np.concatenate([part.numbers for part in parts]),
-        )
-
-    def _unit(self, unit: Unit) -> Rows:
-        known_clocks = self.source.clock_constants(unit)
-        if known_clocks is not None and self.source.ascends(unit, self.stored) and self.keys.plain:
-            table = self.source.read(unit, self.stored)
-            codes, _ = self.keys.encode([table[name] for name in self.stored], table.num_rows)
-            times, created = (np.broadcast_to(np.int64(clock), unit.rows) for clock in known_clocks)
-            return Rows(codes, times, created, np.arange(unit.first, unit.first + unit.rows), ordered=True)
-        clocks = self.source.clocks
-        wanted = dict.fromkeys([*self.stored, clocks.time, *([clocks.created] if clocks.created else [])])
-        table = self.source.read(unit, list(wanted))
-        times, created = self.source.clock_columns(unit, table)
-        codes, known = self.keys.encode([table[name] for name in self.stored], table.num_rows)
-        keep = times != MISSING
-        if known is not None:
-            keep &= known
-        if self.strict:
-            # Nobody can say that a row without a time of writing was there in time.
-            keep &= created != MISSING
-        numbers = np.arange(unit.first, unit.first + unit.rows)
-        if keep.all():
-            return Rows(codes, times, created, numbers)
-        return Rows(codes[keep], times[keep], created[keep], numbers[keep])
+def _is_local_parquet(source: FileSource) -> bool:
+    if "://" in source.path.removeprefix("file://"):
+        return False
+    return source.file_format is None or isinstance(source.file_format, ParquetFormat)
 
 
-def _check_columns(labels: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> None:
-    problems = []
-    for name in dict.fromkeys([time_column, *(asked for view in views for asked, _ in view.keys)]):
-        if name not in labels.column_names:
-            problems.append(Problem("the labels", name, "is missing", labels.num_rows, "Add the column."))
-    taken = list(labels.column_names)
-    for view in views:
-        for result, _ in view.features:
-            if result in taken:
-                remedy = "Ask for full feature names, or rename the label's column."
-                problems.append(Problem("the labels", result, f"would be there twice ({view.name})", 0, remedy))
-            taken.append(result)
-    if problems:
-        raise InputDataError(problems)
+def _job_id(task: MaterializationTask) -> str:
+    return f"{task.feature_view.name}-{task.start_time}-{task.end_time}"

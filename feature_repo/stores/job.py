@@ -17,7 +17,7 @@ from feast.repo_config import RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
 
 from feature_repo.lake import replacing
-from feature_repo.stores.engine import Settings, ViewJoin, join
+from feature_repo.stores.join import Settings, ViewJoin, join
 from feature_repo.stores.labels import Labels, time_range
 
 ShardFormat = Literal["parquet", "arrow"]

@@ -43,8 +43,8 @@ from pydantic import Field
 
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.stores.clocks import Naive
-from feature_repo.stores.engine import Settings, ViewJoin
 from feature_repo.stores.job import GIGABYTE, PitRetrievalJob
+from feature_repo.stores.join import Settings, ViewJoin
 from feature_repo.stores.labels import FileLabels, Labels, TableLabels
 from feature_repo.stores.sources import Clocks, File, Source, TableFile, Twins, open_files
 from feature_repo.stores.spaces import check_views

@@ -17,7 +17,7 @@ from feast.repo_config import RepoConfig
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from feast.value_type import ValueType
 
-OURS = "feature_repo.stores.compute.ArrowComputeEngine"
+OURS = "feature_repo.stores.engine.ArrowComputeEngine"
 STOCK = "local"
 T0 = datetime(2024, 3, 10, 7, 30, 0, 123456, tzinfo=UTC)
 CLOCK = pa.timestamp("us", tz="UTC")
