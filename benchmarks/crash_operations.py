@@ -17,6 +17,7 @@ from benchmarks import small_home
 from benchmarks.small_home import NOW, SPACES, START, WEEK
 from feature_repo.contracts.errors import SnapshotRefusedError
 from feature_repo.lake import folder_digest
+from feature_repo.lifecycle import Origin
 from feature_repo.stores.twin import current
 from jobs import apply, materialize, release, versions
 from jobs.workspace import Workspace
@@ -58,6 +59,11 @@ def _refused(ws: Workspace) -> None:
         small_home.refresh(ws, "v1", START + 4 * WEEK, accept=False)
 
 
+def _bridged(ws: Workspace) -> None:
+    """Publish users and items of v1 as a bridge from v3 does: both at once."""
+    small_home.refresh(ws, "v1", START + 4 * WEEK, bridge=Origin("artifacts/bridge", SPACES["v3"]))
+
+
 def _refreshed(ws: Workspace) -> None:
     _served(ws)
     small_home.refresh(ws, "v1", START + 4 * WEEK)
@@ -67,6 +73,7 @@ def _refreshed(ws: Workspace) -> None:
 OPERATIONS = {
     "refresh": Operation(_nothing, lambda ws: _ignore(small_home.refresh(ws, "v1", START + 4 * WEEK))),
     "refused refresh": Operation(_nothing, _refused),
+    "bridge": Operation(_nothing, _bridged),
     "register": Operation(_nothing, lambda ws: _ignore(versions.register(ws, SPACES["v3"]))),
     "retire": Operation(_nothing, lambda ws: _ignore(versions.retire(ws, "v2", by="me", why="old", now=NOW))),
     "prune": Operation(_nothing, lambda ws: _ignore(versions.prune(ws, keep=timedelta(days=7)))),

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.small_home import START, vectors
-from feature_repo import releases
+from feature_repo import lifecycle, releases
 from feature_repo.contracts.errors import HeadwaterError
+from feature_repo.contracts.naming import ENTITIES
 from feature_repo.contracts.types import Snapshot
 from feature_repo.lake import Home, sha256_of
 from feature_repo.stores.twin import current
@@ -27,7 +28,7 @@ def watch(root: Path, feast: bool, ready: Any, stop: Any, found: Any) -> None:
     while not stop.is_set() or loops == 0:
         loops += 1
         try:
-            errors += _snapshots(ws) + _release(ws)
+            errors += _snapshots(ws) + _bridged(ws) + _release(ws)
             if feast and (root / "feast" / "registry.db").exists():
                 from jobs.store import open_store
 
@@ -60,6 +61,17 @@ def _intact(ws: Workspace, item: Snapshot) -> bool:
         return False
     expected = vectors(item.version or "", item.entity, item.as_of)
     return np.array_equal(stored, expected) and (twin is None or twin.rows == item.rows)
+
+
+def _bridged(ws: Workspace) -> list[str]:
+    """Check that users and items that a bridge made are published together."""
+    carried = lifecycle.bridged(ws.ledger)
+    known = {item.snapshot_id for item in ws.ledger.snapshots(accepted=True)}
+    return [
+        f"{name} was published alone"
+        for name in carried
+        if {f"{entity}_{name.split('_', 1)[1]}" for entity in ENTITIES} - known
+    ]
 
 
 def _release(ws: Workspace) -> list[str]:

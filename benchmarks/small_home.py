@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
-from feature_repo.contracts.types import Check, Space, Verdict, Version, View
+from feature_repo.contracts.types import Check, Entity, Space, Verdict, Version, View
 from feature_repo.lake import write_json
+from feature_repo.lifecycle import Origin
 from jobs.config import Config, Consumer, Splits, Upstream, save
-from jobs.publication import Publication, clocked, publish, published
+from jobs.publication import Candidate, Publication, clocked, publish_together, published
 from jobs.refresh import EMBEDDING_FIELDS, vector_table
 from jobs.workspace import Workspace
 
@@ -60,32 +62,38 @@ def vectors(version: str, entity: str, as_of: datetime) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
-def refresh(ws: Workspace, version: str, as_of: datetime, *, accept: bool = True) -> list[Publication]:
-    """Publish both entities' vectors as a refresh does, with a gate that knows its answer."""
+def refresh(
+    ws: Workspace, version: str, as_of: datetime, *, accept: bool = True, bridge: Origin | None = None
+) -> list[Publication]:
+    """Publish both entities' vectors as a refresh does, or as a bridge does, with a gate that knows its answer."""
     verdict = Verdict(accept, (Check("rows", "critical", accept, 1, ">= 1"),))
-    found = []
+    found: list[Publication] = []
+    waiting: list[Candidate] = []
+    clocks: dict[str, Any] = {
+        "space_id": ws.ledger.version(version).space_id,
+        "available_at": as_of + ws.config.availability_lag,
+    }
     with ws.home.lock(f"refresh-{version}"):
         for entity in ENTITIES:
-            view, key = embedding_view(entity, version), join_key(entity)
-            done = published(ws, view, as_of)
+            done = published(ws, embedding_view(entity, version), as_of)
             if done is not None:
                 found.append(Publication(done, 0.0, reused=True))
                 continue
-            values = vectors(version, entity, as_of)
-            ids = pl.Series(np.arange(len(values), dtype=np.int64) + 100)
-            available_at = as_of + ws.config.availability_lag
-            found.append(
-                publish(
-                    ws,
-                    View(view, entity, version, "int64", EMBEDDING_FIELDS, ws.config.ttl_days),
-                    clocked(vector_table(key, ids, values, np.ones(len(values), np.float32)), available_at),
-                    as_of,
-                    space_id=ws.ledger.version(version).space_id,
-                    available_at=available_at,
-                    gate=lambda staged: verdict,
-                )
-            )
+            waiting.append(candidate(ws, version, entity, as_of, verdict))
+            if bridge is None:
+                found += publish_together(ws, [waiting.pop()], as_of, **clocks)
+        if waiting:
+            found += publish_together(ws, waiting, as_of, origin=bridge, **clocks)
     return found
+
+
+def candidate(ws: Workspace, version: str, entity: Entity, as_of: datetime, verdict: Verdict) -> Candidate:
+    """Return what asks to become the snapshot of a view, with a gate that gives `verdict`."""
+    values = vectors(version, entity, as_of)
+    ids = pl.Series(np.arange(len(values), dtype=np.int64) + 100)
+    rows = vector_table(join_key(entity), ids, values, np.ones(len(values), np.float32))
+    view = View(embedding_view(entity, version), entity, version, "int64", EMBEDDING_FIELDS, ws.config.ttl_days)
+    return Candidate(view, clocked(rows, as_of + ws.config.availability_lag), lambda staged: verdict)
 
 
 def train(ws: Workspace, consumer: str, version: str) -> None:

@@ -162,13 +162,7 @@ class Ledger:
 
     def put_snapshot(self, snapshot: Snapshot) -> None:
         """Record a snapshot with its verdict; the same id replaces the earlier record."""
-        values = {
-            **snapshot.__dict__,
-            "as_of": snapshot.as_of.isoformat(),
-            "available_at": snapshot.available_at.isoformat(),
-            "verdict": snapshot.verdict.to_dict(),
-        }
-        self.put(tables.snapshots, values)
+        self.put(tables.snapshots, snapshot_values(snapshot))
 
     def snapshots(self, view: str | None = None, *, accepted: bool | None = None) -> list[Snapshot]:
         """Return snapshots by view and `as_of`, optionally of one view or one verdict."""
@@ -223,3 +217,13 @@ class Ledger:
     def consumers(self) -> list[dict[str, Any]]:
         """Return all consumers: name, task, versions, record."""
         return self.rows(sa.select(tables.consumers).order_by(tables.consumers.c.name))
+
+
+def snapshot_values(snapshot: Snapshot) -> dict[str, Any]:
+    """Return a snapshot as a row of its table."""
+    return {
+        **snapshot.__dict__,
+        "as_of": snapshot.as_of.isoformat(),
+        "available_at": snapshot.available_at.isoformat(),
+        "verdict": snapshot.verdict.to_dict(),
+    }

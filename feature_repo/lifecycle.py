@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from feature_repo import ledger_tables as tables
 from feature_repo.contracts.types import Snapshot
-from feature_repo.ledger import Ledger
+from feature_repo.ledger import Ledger, snapshot_values
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,29 @@ def removed(ledger: Ledger, snapshot_ids: Sequence[str]) -> None:
         connection.execute(sa.delete(tables.removals).where(tables.removals.c.snapshot_id.in_(list(snapshot_ids))))
 
 
-def put_bridged(ledger: Ledger, snapshot_id: str, artifact: str, from_space: str) -> None:
-    """Record that a snapshot was made by another space's model through a bridge."""
-    ledger.put(tables.bridged, {"snapshot_id": snapshot_id, "artifact": artifact, "from_space": from_space})
+@dataclass(frozen=True)
+class Origin:
+    """What carried snapshots over from another space: the bridge's folder below the home folder, and that space."""
+
+    artifact: str
+    from_space: str
+
+
+def publish(ledger: Ledger, snapshots: Sequence[Snapshot], origin: Origin | None = None) -> None:
+    """Record accepted snapshots of one refresh in one transaction: a reader sees all of them, or none.
+
+    Parameters
+    ----------
+    origin
+        The bridge that made them; None for a version's own model.
+    """
+    ids = [snapshot.snapshot_id for snapshot in snapshots]
+    with ledger.transaction("snapshots") as connection:
+        connection.execute(sa.delete(tables.snapshots).where(tables.snapshots.c.snapshot_id.in_(ids)))
+        connection.execute(sa.insert(tables.snapshots), [snapshot_values(snapshot) for snapshot in snapshots])
+        connection.execute(sa.delete(tables.bridged).where(tables.bridged.c.snapshot_id.in_(ids)))
+        if origin is not None:
+            connection.execute(sa.insert(tables.bridged), [{"snapshot_id": name, **origin.__dict__} for name in ids])
 
 
 def bridged(ledger: Ledger) -> dict[str, dict[str, str]]:

@@ -20,6 +20,7 @@ from feature_repo.contracts.errors import ConfigError, NotReadyError
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key, moment_stem
 from feature_repo.contracts.types import Entity, Space
 from feature_repo.lake import read_json, replacing_folder, write_json
+from feature_repo.lifecycle import Origin
 from jobs import refresh
 from jobs.publication import Publication, published
 from jobs.workspace import Progress, Workspace, silent
@@ -137,6 +138,7 @@ def run(
 ) -> Result:
     """Publish the vectors of version `new`'s model as of a moment in the space of version `into`.
 
+    Users and items are published together, or neither is: both gates speak before either is moved.
     The bridge that was learned first is kept, so that the continued version stays one space; `refit` learns another.
 
     Raises
@@ -162,11 +164,8 @@ def run(
     folder = _fitted(ws, new, into, as_of, refit, progress)
     bridges = _load(folder)
     upstream = Bridged(refresh.Upstream(ws, spaces[new]), spaces[into], bridges)
-    artifact = str(folder.relative_to(ws.home.root))
-    for entity in ENTITIES:
-        snapshot_id = f"{embedding_view(entity, into)}-{moment_stem(as_of)}"
-        lifecycle.put_bridged(ws.ledger, snapshot_id, artifact, spaces[new].space_id)
-    result = refresh.run(ws, into, as_of, upstream=cast(Any, upstream), progress=progress)
+    origin = Origin(str(folder.relative_to(ws.home.root)), spaces[new].space_id)
+    result = refresh.run(ws, into, as_of, upstream=cast(Any, upstream), bridge=origin, progress=progress)
     held_out: dict[str, dict[str, float]] = {entity: bridge.held_out for entity, bridge in bridges.items()}
     kinds: dict[str, str] = {entity: bridge.kind for entity, bridge in bridges.items()}
     return Result(result.publications, folder, held_out, kinds)

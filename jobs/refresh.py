@@ -16,7 +16,8 @@ from feature_repo import lifecycle
 from feature_repo.contracts.errors import LakeError, NotReadyError, SpaceMismatchError
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.contracts.types import Entity, Space, View
-from jobs.publication import Publication, clocked, latest_before, publish, published
+from feature_repo.lifecycle import Origin
+from jobs.publication import Candidate, Publication, clocked, latest_before, publish_together, published
 from jobs.snapshot_gate import id_type_of, judge
 from jobs.workspace import Progress, Workspace, silent
 
@@ -190,6 +191,7 @@ def run(
     as_of: datetime,
     *,
     upstream: Upstream | None = None,
+    bridge: Origin | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Compute, check and publish the vectors of a version as of one moment.
@@ -206,6 +208,9 @@ def run(
         Only events before it are read.
     upstream
         The version's loaded model, where the caller has it at hand.
+    bridge
+        What carries another model's vectors over, where `upstream` is no model of this version. Users and items are
+        then published together or not at all.
 
     Raises
     ------
@@ -228,7 +233,8 @@ def run(
             f"{version} is space {space.space_id}, but the model makes vectors of {upstream.space.space_id}: "
             "refresh the version that was registered for it, or carry its vectors over with `headwater version bridge`."
         )
-    publications = []
+    publications: list[Publication] = []
+    waiting: list[Candidate] = []
     with ws.home.lock(f"refresh-{version}"):
         for step, entity in enumerate(ENTITIES):
             view = embedding_view(entity, version)
@@ -239,12 +245,23 @@ def run(
                 continue
             if upstream is None:
                 upstream = Upstream(ws, space)
-            publications.append(_refresh_entity(ws, upstream, entity, view, version, record.smoothing, as_of))
+            waiting.append(_candidate(ws, upstream, entity, view, version, record.smoothing, as_of))
+            if bridge is None:
+                publications += _publish(ws, [waiting.pop()], as_of, space)
+        if waiting:
+            publications += _publish(ws, waiting, as_of, space, bridge)
     progress(f"refresh {version} as of {as_of:%Y-%m-%d}", len(ENTITIES), len(ENTITIES))
     return Result(version, as_of, tuple(publications))
 
 
-def _refresh_entity(
+def _publish(
+    ws: Workspace, candidates: list[Candidate], as_of: datetime, space: Space, bridge: Origin | None = None
+) -> list[Publication]:
+    available_at = as_of + ws.config.availability_lag
+    return publish_together(ws, candidates, as_of, space_id=space.space_id, available_at=available_at, origin=bridge)
+
+
+def _candidate(
     ws: Workspace,
     upstream: Upstream,
     entity: Entity,
@@ -252,7 +269,7 @@ def _refresh_entity(
     version: str,
     smoothing: float | None,
     as_of: datetime,
-) -> Publication:
+) -> Candidate:
     key = join_key(entity)
     ids, vectors, norms = upstream.infer(entity, as_of)
     if len(ids) == 0:
@@ -268,13 +285,9 @@ def _refresh_entity(
     available_at = as_of + ws.config.availability_lag
     table = clocked(vector_table(key, ids, vectors, norms), available_at)
     table = table.replace_schema_metadata({"space_id": upstream.space.space_id, "version": version})
-    return publish(
-        ws,
+    return Candidate(
         View(view, entity, version, id_type_of(ids), EMBEDDING_FIELDS, ws.config.ttl_days),
         table,
-        as_of,
-        space_id=upstream.space.space_id,
-        available_at=available_at,
         gate=lambda staged: judge(ws, upstream, version, entity, staged, as_of),
     )
 

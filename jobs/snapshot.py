@@ -89,6 +89,8 @@ def accept(ws: Workspace, snapshot_id: str, *, by: str, why: str, now: datetime)
     """
     if not why.strip():
         raise ConfigError('Say why the refusal is wrong: --why "...". It is recorded with your name.')
+    from feature_repo.stores import twin
+
     with ws.home.lock("run"):
         snapshot = _refused(ws, snapshot_id)
         _check_readable(snapshot)
@@ -102,6 +104,7 @@ def accept(ws: Workspace, snapshot_id: str, *, by: str, why: str, now: datetime)
         view = View(**read_json(held.parent / "view.json"))
         final.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, final)
+        twin.build(final, [join_key(snapshot.entity)])
         accepted = replace(snapshot, accepted=True, path=str(final.relative_to(ws.home.root)))
         ws.ledger.put_decision(Decision(snapshot_id, snapshot.sha256, "accept", by, why, now))
         ws.ledger.put_view(view)

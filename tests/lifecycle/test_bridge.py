@@ -13,7 +13,7 @@ import pytest
 from benchmarks import small_home
 from benchmarks.small_home import SPACES, START, WEEK
 from feature_repo import lifecycle
-from feature_repo.contracts.errors import ConfigError, NotReadyError
+from feature_repo.contracts.errors import ConfigError, NotReadyError, SnapshotRefusedError
 from feature_repo.contracts.types import Check, Verdict
 from jobs import bridge, compare, refresh
 from jobs.workspace import Workspace
@@ -85,6 +85,38 @@ def test_what_cannot_be_bridged_is_refused(bridged: Workspace) -> None:
         bridge.run(bridged, "v2", "v1", START - WEEK)
     with pytest.raises(NotReadyError, match="no snapshots of one moment up to"):
         bridge.common_moments(bridged, "v2", "v1", START - WEEK)
+
+
+def test_users_are_not_published_when_items_are_refused(bridged: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    ws = bridged
+    before = ws.ledger.snapshots(accepted=True)
+
+    def judge(ws: Workspace, upstream: Any, version: str, entity: str, path: Path, as_of: datetime) -> Verdict:
+        passed = entity == "user"
+        return Verdict(passed, (Check("identity", "critical", passed, 0.8, "at least 0.95"),))
+
+    def again(*_: object) -> Verdict:
+        # Asked last: nothing may have been moved before the last gate has spoken.
+        assert not ws.home.snapshot_file("user_embedding_v1", LATER).exists()
+        return Verdict(True, (Check("rows", "critical", True, 1, ">= 1"),))
+
+    monkeypatch.setattr(refresh, "judge", judge)
+    with pytest.raises(SnapshotRefusedError, match=r"user_embedding_v1-20240218T000000Z passed and is not published"):
+        bridge.run(ws, "v2", "v1", LATER)
+    assert ws.ledger.snapshots(accepted=True) == before
+    assert not ws.home.snapshot_file("user_embedding_v1", LATER).exists()
+    assert not lifecycle.bridged(ws.ledger)
+    held = ws.ledger.snapshot("item_embedding_v1-20240218T000000Z")
+    assert not held.accepted and (ws.home.root / held.path).exists()
+    monkeypatch.setattr(refresh, "judge", again)
+    result = bridge.run(ws, "v2", "v1", LATER)
+    assert {item.snapshot.snapshot_id for item in result.publications} == set(lifecycle.bridged(ws.ledger))
+
+
+def test_a_snapshot_of_the_own_model_is_no_bridged_one_any_more(bridged: Workspace) -> None:
+    result = bridge.run(bridged, "v2", "v1", LATER)
+    lifecycle.publish(bridged.ledger, [item.snapshot for item in result.publications])
+    assert not lifecycle.bridged(bridged.ledger)
 
 
 def test_the_stability_report_of_a_rotation(bridged: Workspace) -> None:

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.small_home import NOW, START, WEEK, refresh
+from benchmarks import small_home
+from benchmarks.small_home import NOW, SPACES, START, WEEK, refresh
 from feature_repo import lifecycle
-from feature_repo.contracts.errors import BusyError, LakeError, LedgerError
+from feature_repo.contracts.errors import BusyError, LakeError, LedgerError, SnapshotRefusedError
+from feature_repo.contracts.types import Check, Verdict
 from feature_repo.lake import write_json
 from feature_repo.ledger import Ledger
 from feature_repo.stores.twin import current, twin_path
-from jobs import doctor, release, versions
+from jobs import doctor, release, snapshot, versions
+from jobs.publication import publish_together
 from jobs.workspace import Workspace
 
 
@@ -46,6 +49,21 @@ def test_missing_and_stale_twins_are_built(whole: Workspace) -> None:
     assert result == planned and result.healthy
     assert current(path) is not None and current(other) is not None
     assert doctor.run(whole).findings == ()
+
+
+def test_a_snapshot_that_a_person_accepted_has_its_twin(whole: Workspace) -> None:
+    ws, moment = whole, START + 5 * WEEK
+    checks = (
+        Check("file_row_groups", "critical", True, 1, ">= 1"),
+        Check("coverage", "critical", False, 0.5, ">= 0.9"),
+    )
+    asked = small_home.candidate(ws, "v1", "user", moment, Verdict(False, checks))
+    clocks = {"space_id": SPACES["v1"], "available_at": moment + ws.config.availability_lag}
+    with pytest.raises(SnapshotRefusedError):
+        publish_together(ws, [asked], moment, **clocks)  # type: ignore[arg-type]
+    done = snapshot.accept(ws, "user_embedding_v1-20240211T000000Z", by="me", why="a sale", now=NOW)
+    assert current(ws.home.root / done.path) is not None
+    assert doctor.run(ws).findings == ()
 
 
 def test_leftovers_orphans_and_unrecorded_files_are_put_away(whole: Workspace) -> None:

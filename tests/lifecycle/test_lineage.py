@@ -43,7 +43,7 @@ def test_a_training_set_comes_only_from_snapshots_that_it_can_have_read(ws: Work
 
 def test_a_bridged_snapshot_names_the_space_it_came_from(ws: Workspace) -> None:
     snapshot = ws.ledger.snapshots("user_embedding_v1", accepted=True)[-1].snapshot_id
-    lifecycle.put_bridged(ws.ledger, snapshot, "artifacts/bridge", SPACES["v3"])
+    lifecycle.publish(ws.ledger, [ws.ledger.snapshot(snapshot)], lifecycle.Origin("artifacts/bridge", SPACES["v3"]))
     whole = lineage.graph(ws)
     assert f"space/{SPACES['v3']}" in whole.sources[f"snapshot/{snapshot}"]
     assert f"snapshot/{snapshot}" in names(whole.downstream(f"space/{SPACES['v3']}"))
