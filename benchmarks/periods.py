@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--home", type=Path, default=Path(".headwater"), help="home folder with the demo's ingested log"
     )
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     source = Home(arguments.home.resolve())
@@ -51,7 +51,7 @@ def main() -> None:
             home = Home(Path(folder))
             for path in ("events", "users.parquet", "items.parquet", "dataset.json"):
                 _copy(source.lake / path, home.lake / path)
-            changed = {"splits": splits, "threads": arguments.threads}
+            changed = {"splits": splits, "processes": arguments.processes}
             settings.save(settings.load(source).model_copy(update=changed), home)
             ws = Workspace.open(home.root)
             for dataset in Workspace.open(source.root).ledger.datasets():

@@ -68,12 +68,8 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
     watch = Stopwatch(ws)
     skipped: list[dict[str, str]] = []
     with ws.home.lock("run"):
-        for upstream in ws.config.upstreams:
-            version = upstream.version
-            watch.time(
-                f"train-upstream {version}",
-                partial(train_upstream.run, ws, version, progress=progress),
-            )
+        versions = [upstream.version for upstream in ws.config.upstreams]
+        watch.time("train-upstream", lambda: train_upstream.run_all(ws, versions, progress=progress))
         refreshed = watch.time("backfill", lambda: backfill.run(ws, progress=progress))
         watch.time("apply", lambda: apply.run(ws, progress=progress))
         end = max(publication.snapshot.available_at for publication in refreshed.publications)

@@ -208,18 +208,18 @@ def _ingested(result: Any, home: Path) -> None:
 
 @app.command("train-upstream")
 def train_upstream(
-    version: Annotated[str, typer.Argument(help="Version that the trained space gets, e.g. v1.")],
+    versions: Annotated[list[str], typer.Argument(help="Versions that the trained spaces get, e.g. v1 v2.")],
     home: HomeOption = HOME,
 ) -> None:
-    """Train an upstream model before the cut-off and register the space it spans.
+    """Train upstream models before their cut-off, side by side, and register the space that each spans.
 
-    Example: `headwater train-upstream v1`
+    Example: `headwater train-upstream v1 v2`
     """
     from jobs import train_upstream as job
 
-    result = job.run(open_home(home), version, progress=progress_reporter())
-    state = "was trained already" if result.reused else f"trained on {result.rows:,} rows"
-    typer.echo(f"{version} is space {result.space.space_id} ({result.space.dim} floats), {state}.")
+    for result in job.run_all(open_home(home), versions, progress=progress_reporter()).trained:
+        state = "was trained already" if result.reused else f"trained on {result.rows:,} rows"
+        typer.echo(f"{result.version} is space {result.space.space_id} ({result.space.dim} floats), {state}.")
 
 
 @app.command()

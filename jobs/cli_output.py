@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from datetime import UTC, datetime
@@ -30,7 +31,9 @@ def progress_reporter() -> Progress:
             return
         last_stage, last_time = stage, now
         line = f"[{now - started:6.1f} s] {what}" + (f"  {done}/{total}" if total > 1 else "")
-        typer.echo(f"\r\x1b[2K{line}" if live else line, err=True, nl=not live or done == total)
+        if live:
+            line = "\r\x1b[2K" + line[: shutil.get_terminal_size().columns - 1]  # a second line would stay
+        typer.echo(line, err=True, nl=not live or done == total)
 
     return tell
 

@@ -104,7 +104,8 @@ class Config(_Settings):
     )
     seeds: int = Field(3, ge=1, description="downstream models per row of the lift table")
     bootstrap: int = Field(200, ge=20, description="resamples of users for an interval")
-    threads: int = Field(2, ge=1)
+    threads: int = Field(1, ge=1, description="of one training; another number gives other last bits")
+    processes: int = Field(2, ge=1, description="trainings at once; has no influence on any result")
 
     @property
     def refresh_every(self) -> timedelta:

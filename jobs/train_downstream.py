@@ -7,8 +7,9 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from feature_repo.contracts.errors import NotReadyError
 from feature_repo.contracts.naming import embedding_view
 from feature_repo.contracts.spaces import check_pins
 from feature_repo.lake import read_json, replacing, write_json
+from jobs.lanes import side_by_side
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
@@ -89,8 +91,15 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     variants = variants_of(consumer.versions)
     done = folder / "consumer.json"
     if not done.exists():
-        ws.use_threads()
-        _train_all(ws, name, LABELS[consumer.task], variants, config, folder, progress)
+        # The largest first: then no process is left with a long one at the end.
+        missing = [
+            (variant, seed)
+            for variant in reversed(variants)
+            for seed in range(ws.config.seeds)
+            if not (_place(folder, variant, seed) / "curve.json").exists()
+        ]
+        lane = partial(_lane, ws.home.root, name, config, folder)
+        side_by_side(lane, missing, processes=ws.config.processes, progress=progress)
         write_json({"request": request, "spaces": spaces, "variants": [asdict(item) for item in variants]}, done)
         reused = False
     else:
@@ -119,18 +128,25 @@ def fit_config(rows: int) -> FitConfig:
     )
 
 
-def _train_all(
-    ws: Workspace, name: str, label: str, variants: tuple[Variant, ...], config: Any, folder: Path, progress: Progress
+def _place(folder: Path, variant: Variant, seed: int) -> Path:
+    return folder / variant.folder / f"seed-{seed}"
+
+
+def _lane(
+    root: Path, name: str, config: FitConfig, folder: Path, runs: Iterator[tuple[Variant, int]], progress: Progress
 ) -> None:
+    """Train and test one ranker after the other."""
     from jobs.features.ranking import TrainingSet
     from models.downstream.artifact import save_ranker
     from models.downstream.fit import fit_ranker, predict
 
-    progress(f"{name}: read the training set", 0, len(variants) * ws.config.seeds)
-    splits = ws.splits
-    source = TrainingSet(ws.home.training_sets / name, label)
+    ws = Workspace.open(root)
+    ws.use_threads()
+    progress(f"{name}: read the training set", 0, 1)
+    splits, consumer = ws.splits, ws.config.consumer(name)
+    source = TrainingSet(ws.home.training_sets / name, LABELS[consumer.task])
     train_rows = source.between(splits.upstream_end, splits.train_end)
-    encoder = source.encoder(ws.log, ws.config.consumer(name).versions, train_rows)
+    encoder = source.encoder(ws.log, consumer.versions, train_rows)
     vectors = {view: source.vectors(view) for view in source.views}
     dims = {view: table.shape[1] for view, (table, _) in vectors.items()}
     data = source.data(encoder, vectors)
@@ -149,11 +165,9 @@ def _train_all(
     _save_array(folder / "test.npz", label=test.label, weight=test.weight, user=test.user)
     spec = encoder.spec(dims)
     spaces = {view: ws.ledger.version(view.rsplit("_", 1)[1]).space_id for view in source.views}
-    for step, (variant, seed) in enumerate(_runs(variants, ws.config.seeds)):
-        place = folder / variant.folder / f"seed-{seed}"
-        if (place / "curve.json").exists():
-            continue
-        progress(f"{name}: {variant.name}, seed {seed}", step, len(variants) * ws.config.seeds)
+    for variant, seed in runs:
+        progress(f"{name}: {variant.name}, seed {seed}", 0, 1)
+        place = _place(folder, variant, seed)
         fitted = fit_ranker(train, valid, spec.with_embeddings(variant.views), config, seed)
         save_ranker(fitted.model, place, {view: spaces[view] for view in variant.views}, {"offset": fitted.offset})
         _save_array(place / "test.npz", logit=predict(fitted.model, test) + fitted.offset)
@@ -167,13 +181,7 @@ def _train_all(
             for item in fitted.history
         ]
         write_json({"seconds": fitted.seconds, "points": curve}, place / "curve.json")
-    progress(f"{name}: trained", len(variants) * ws.config.seeds, len(variants) * ws.config.seeds)
-
-
-def _runs(variants: tuple[Variant, ...], seeds: int) -> Iterator[tuple[Variant, int]]:
-    for variant in variants:
-        for seed in range(seeds):
-            yield variant, seed
+    progress(f"{name}: trained", 1, 1)
 
 
 def _save_array(path: Path, **arrays: np.ndarray) -> None:

@@ -1,12 +1,14 @@
-"""Train one upstream model and register the space it spans as a version."""
+"""Train upstream models and register the space that each spans as a version."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from feature_repo.contracts.errors import ConfigError, NotReadyError
 from feature_repo.contracts.types import Space, Version
 from feature_repo.lake import read_json, write_json
+from jobs.lanes import side_by_side
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
@@ -39,6 +42,38 @@ class Result:
     reused: bool = False
 
 
+@dataclass(frozen=True)
+class Results:
+    """The trained spaces, in the order in which their versions were named."""
+
+    trained: tuple[Result, ...]
+
+    @property
+    def reused(self) -> bool:
+        """Whether every one was trained before."""
+        return all(result.reused for result in self.trained)
+
+
+def run_all(ws: Workspace, versions: Sequence[str], *, progress: Progress = silent) -> Results:
+    """Train the upstreams of several versions, side by side in up to ``processes`` processes.
+
+    Raises
+    ------
+    ConfigError, NotReadyError
+        As :func:`run`, for any of the versions.
+    """
+    _ = ws.ledger  # one process makes it
+    missing = [version for version in versions if not (_training(ws, version)[1] / "training.json").exists()]
+    side_by_side(partial(_lane, ws.home.root), missing, processes=ws.config.processes, progress=progress)
+    return Results(tuple(replace(run(ws, version), reused=version not in missing) for version in versions))
+
+
+def _lane(root: Path, versions: Iterator[str], progress: Progress) -> None:
+    ws = Workspace.open(root)
+    for version in versions:
+        run(ws, version, progress=progress)
+
+
 def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
     """Train the upstream of `version` on what was known before its cut-off.
 
@@ -53,23 +88,7 @@ def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
         If nothing is ingested or no labelled row lies before the cut-off.
     """
     settings = ws.config.upstream(version)
-    cutoff = settings.train_end or ws.splits.upstream_end
-    request = {
-        # Without what is not set, so that a setting that is new changes no training that does not use it.
-        "upstream": settings.model_dump(mode="json", exclude_none=True),
-        "preset": ws.config.preset,
-        "epochs": ws.config.epochs,
-        "cutoff": cutoff.isoformat(),
-        "fingerprint": ws.log.fingerprint,
-        "refresh_days": ws.config.refresh_days,
-        "coverage_days": ws.config.coverage_days,
-        "availability_lag_minutes": ws.config.availability_lag_minutes,
-        "history_actions": ws.config.history_actions and list(ws.config.history_actions),
-        "threads": ws.config.threads,
-    }
-    # One folder per request: a checkpoint is only taken up by the very same training.
-    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
-    folder = ws.home.artifacts / f"training-{version}-{key}"
+    request, folder = _training(ws, version)
     done = folder / "training.json"
     if done.exists():
         record = read_json(done)
@@ -93,7 +112,7 @@ def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
     space = Space(
         space_id=identity,
         dim=fitted.model.dim,
-        train_end=cutoff,
+        train_end=settings.train_end or ws.splits.upstream_end,
         data_fingerprint=ws.log.fingerprint,
         artifact=str(artifact.relative_to(ws.home.root)),
         config=fitted.model.config.to_dict(),
@@ -103,6 +122,29 @@ def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
     write_json({"request": request, "space_id": identity, "rows": fitted.rows, "curve": fitted.curve}, done)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return Result(version, space, fitted.rows, fitted.curve)
+
+
+def _training(ws: Workspace, version: str) -> tuple[dict[str, Any], Path]:
+    """Return all that decides how a version is trained, and the folder of that very training."""
+    settings = ws.config.upstream(version)
+    cutoff = settings.train_end or ws.splits.upstream_end
+    request = {
+        # Without what is not set, so that a setting that is new changes no training that does not use it.
+        "upstream": settings.model_dump(mode="json", exclude_none=True),
+        "preset": ws.config.preset,
+        "epochs": ws.config.epochs,
+        "cutoff": cutoff.isoformat(),
+        "fingerprint": ws.log.fingerprint,
+        "refresh_days": ws.config.refresh_days,
+        "coverage_days": ws.config.coverage_days,
+        "availability_lag_minutes": ws.config.availability_lag_minutes,
+        "history_actions": ws.config.history_actions and list(ws.config.history_actions),
+        "threads": ws.config.threads,
+    }
+    # One folder per request: a checkpoint is only taken up by the very same training.
+    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
+    folder = ws.home.artifacts / f"training-{version}-{key}"
+    return request, folder
 
 
 @dataclass(frozen=True)
@@ -173,7 +215,7 @@ def fit_upstream(
         until=cutoff,
         positives=settings.positives if rows["conversion"].any() else "click",
         activity_pairs=True,
-        progress=lambda done, total: progress(f"read training rows of {version}", done, total),
+        progress=lambda done, total: progress(f"train {version}: read rows", done, total),
     )
     if training.rows == 0:
         raise NotReadyError("No labelled row belongs to a user with a history. Ingest a longer log.")

@@ -33,7 +33,7 @@ TINY = Config(
     ttl_days=30,
     seeds=1,
     bootstrap=20,
-    threads=1,
+    processes=1,
 )
 HOUSEHOLDS = 80
 
@@ -155,7 +155,7 @@ def state(home: Path) -> dict[str, object]:
     summary = json.loads((home / "reports/summary.json").read_text())
     return {
         "files": files,
-        "spaces": [space.space_id for space in ledger.spaces()],
+        "spaces": {version.version: version.space_id for version in ledger.versions()},
         "snapshots": [(s.snapshot_id, s.rows, s.accepted) for s in ledger.snapshots()],
         "lift": summary["lift"],
         "retrieval": summary["retrieval"],
@@ -163,12 +163,12 @@ def state(home: Path) -> dict[str, object]:
 
 
 def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_state(home: Path, tmp_path: Path) -> None:
-    """The same seeds also make two undisturbed runs equal, so this proves both."""
+    """Trained side by side, and the other one after the other: that has no influence either."""
     other = tmp_path / "home"
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]);"
         "from tests.integration.test_demo import TINY, HOUSEHOLDS; from jobs import demo;"
-        "demo.run(Path(sys.argv[1]), households=HOUSEHOLDS, config=TINY)"
+        "demo.run(Path(sys.argv[1]), households=HOUSEHOLDS, config=TINY.model_copy(update={'processes': 2}))"
     )
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", code, str(other), str(root)]

@@ -39,7 +39,7 @@ SMALL = Config(
     consumers=(),
     history_actions=demo.CONFIG.history_actions,
     refresh_days=14,
-    threads=1,
+    processes=1,
 )
 
 

@@ -54,7 +54,7 @@ def prepared(tmp_path: Path, *, impressions: bool) -> Path:
     upstreams = (Upstream(version="v1", contrastive_weight=1.0),)
     consumers = tuple(c.model_copy(update={"versions": ("v1",)}) for c in Config().consumers)
     config = Config(
-        preset="debug", epochs=4, seeds=1, bootstrap=20, threads=1, upstreams=upstreams, consumers=consumers
+        preset="debug", epochs=4, seeds=1, bootstrap=20, processes=1, upstreams=upstreams, consumers=consumers
     )
     ws = Workspace.open(home)
     settings.save(config, ws.home)
