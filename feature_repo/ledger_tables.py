@@ -111,6 +111,13 @@ bridged = sa.Table(
     sa.Column("artifact", sa.String, nullable=False),
     sa.Column("from_space", sa.String, nullable=False),
 )
+# Models that were trained on from a version's own and stayed in its space: they refresh it from their cut-off on.
+continuations = sa.Table(
+    "continuations",
+    metadata,
+    sa.Column("model", sa.String, sa.ForeignKey("spaces.space_id"), primary_key=True),
+    sa.Column("version", sa.String, sa.ForeignKey("versions.version"), nullable=False),
+)
 releases = sa.Table(
     "releases",
     metadata,

@@ -9,7 +9,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from feature_repo import ledger_tables as tables
-from feature_repo.contracts.types import Snapshot
+from feature_repo.contracts.types import Snapshot, Space
 from feature_repo.ledger import Ledger, snapshot_values
 
 
@@ -91,3 +91,22 @@ def publish(ledger: Ledger, snapshots: Sequence[Snapshot], origin: Origin | None
 def bridged(ledger: Ledger) -> dict[str, dict[str, str]]:
     """Return, by snapshot id, the bridge's folder (``artifact``) and the space it came from (``from_space``)."""
     return {row["snapshot_id"]: row for row in ledger.rows(sa.select(tables.bridged))}
+
+
+def continue_with(ledger: Ledger, version: str, model: Space) -> None:
+    """Record that a model, trained on from the version's own, stayed in its space and refreshes it from now on."""
+    ledger.put(tables.continuations, {"model": model.space_id, "version": version})
+
+
+def models_of(ledger: Ledger, version: str) -> list[Space]:
+    """Return the models that make a version's vectors, by their cut-off: its own first, then those that continue it."""
+    rows = ledger.rows(sa.select(tables.continuations).where(tables.continuations.c.version == version))
+    continued = [ledger.space(row["model"]) for row in rows]
+    own = ledger.space(ledger.version(version).space_id)
+    return [own, *sorted(continued, key=lambda space: space.train_end)]
+
+
+def model_at(ledger: Ledger, version: str, as_of: datetime) -> Space:
+    """Return the latest model of a version that was trained on nothing from `as_of` on; its own if there is none."""
+    own, *continued = models_of(ledger, version)
+    return next((model for model in reversed(continued) if model.train_end <= as_of), own)

@@ -55,10 +55,11 @@ def run(
     moments = ws.refresh_moments(start or ws.splits.upstream_end, end or min(ws.log.end, ws.splits.end))
     retired = lifecycle.retirements(ws.ledger)
     versions = [version for version in ws.ledger.versions() if version.version not in retired]
-    upstreams: dict[str, refresh.Upstream] = {}
+    upstreams: dict[str, list[refresh.Upstream]] = {}
+    first: refresh.Upstream | None = None
     for version in versions:
-        like = next(iter(upstreams.values()), None)
-        upstreams[version.version] = refresh.Upstream(ws, ws.ledger.space(version.space_id), like)
+        upstreams[version.version] = refresh.upstreams_of(ws, version.version, first)
+        first = first or upstreams[version.version][0]
     found: list[Publication] = []
     with ws.home.lock("backfill"):
         for step, moment in enumerate(moments):
@@ -66,7 +67,9 @@ def run(
             found.extend(refresh_plain.run(ws, moment).publications)
             for version in versions:
                 if refresh.why_not(ws, version.version, moment) is None:
-                    result = refresh.run(ws, version.version, moment, upstream=upstreams[version.version])
+                    models = upstreams[version.version]
+                    fit = [model for model in models if model.since <= moment] or models[:1]
+                    result = refresh.run(ws, version.version, moment, upstream=fit[-1])
                     found.extend(result.publications)
     progress("refresh", len(moments), len(moments))
     return Result(tuple(moments), tuple(found))

@@ -26,19 +26,38 @@ from jobs.publication import Publication, published
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
-    from models.bridge import Bridge
+    from models.bridge import Anchors, Bridge
 
 MOMENTS = 3
+ANCHOR_BACK = 9
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was published, and how well each entity's bridge carries vectors over (mean cosine, held out)."""
+    """What was published, and how well each entity's bridge carries vectors over (mean cosine, held out).
+
+    `anchors` says the same of a later moment, of the chosen map with shares of each entity's own residual.
+    """
 
     publications: tuple[Publication, ...]
     artifact: Path
     held_out: dict[str, dict[str, float]]
     kinds: dict[str, str]
+    anchors: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The bridge of one entity, and the residuals of the ids that the old space knew."""
+
+    bridge: Bridge
+    ids: pl.Series
+    anchors: Anchors
+
+    def carry(self, ids: pl.Series, vectors: np.ndarray) -> np.ndarray:
+        """Return vectors [N, M] of the new space in the old one: unit, float32 [N, D]."""
+        residuals, known = refresh.aligned(ids, self.ids, self.anchors.residuals)
+        return self.anchors.add(self.bridge.map(vectors), residuals, known)
 
 
 class Bridged:
@@ -54,7 +73,7 @@ class Bridged:
         One per entity.
     """
 
-    def __init__(self, upstream: refresh.Upstream, space: Space, bridges: dict[Entity, Bridge]) -> None:
+    def __init__(self, upstream: refresh.Upstream, space: Space, bridges: dict[Entity, Learned]) -> None:
         self.space = space
         self.tables = upstream.tables
         self._upstream, self._bridges = upstream, bridges
@@ -68,8 +87,8 @@ class Bridged:
     ) -> tuple[pl.Series, np.ndarray, np.ndarray]:
         """Return ids [N], unit vectors float32 [N, D] of the old space and norms float32 [N] in its scale."""
         ids, vectors, norms = self._upstream.infer(entity, as_of, only)
-        bridge = self._bridges[entity]
-        return ids, bridge.map(vectors), bridge.map_norms(norms)
+        learned = self._bridges[entity]
+        return ids, learned.carry(ids, vectors), learned.bridge.map_norms(norms)
 
 
 @dataclass(frozen=True)
@@ -166,23 +185,30 @@ def run(
     upstream = Bridged(refresh.Upstream(ws, spaces[new]), spaces[into], bridges)
     origin = Origin(str(folder.relative_to(ws.home.root)), spaces[new].space_id)
     result = refresh.run(ws, into, as_of, upstream=cast(Any, upstream), bridge=origin, progress=progress)
-    held_out: dict[str, dict[str, float]] = {entity: bridge.held_out for entity, bridge in bridges.items()}
-    kinds: dict[str, str] = {entity: bridge.kind for entity, bridge in bridges.items()}
-    return Result(result.publications, folder, held_out, kinds)
+    return Result(
+        result.publications,
+        folder,
+        {entity: learned.bridge.held_out for entity, learned in bridges.items()},
+        {entity: learned.bridge.kind for entity, learned in bridges.items()},
+        {entity: learned.anchors.scores for entity, learned in bridges.items()},
+    )
 
 
-def _load(folder: Path) -> dict[Entity, Bridge]:
-    from models.bridge import Bridge
+def _load(folder: Path) -> dict[Entity, Learned]:
+    from models.bridge import Anchors, Bridge
 
-    return {entity: Bridge.load(folder / f"{entity}.safetensors") for entity in ENTITIES}
+    found: dict[Entity, Learned] = {}
+    for entity in ENTITIES:
+        bridge, notes = Bridge.load(folder / f"{entity}.safetensors"), read_json(folder / f"{entity}-anchors.json")
+        ids, residuals = refresh.read_vectors(folder / f"{entity}-anchors.parquet", "id")
+        found[entity] = Learned(bridge, ids, Anchors(residuals, notes["share"], notes["scores"]))
+    return found
 
 
 def _fitted(ws: Workspace, new: str, into: str, as_of: datetime, refit: bool, progress: Progress) -> Path:
     """Return the folder of the bridge between two versions, learned now where there is none."""
-    from models.bridge import fit_bridge
-
     known = sorted(ws.home.artifacts.glob(f"bridge-{new}-{into}-*/bridge.json"))
-    moments = common_moments(ws, new, into, as_of)[-MOMENTS:]
+    moments = common_moments(ws, new, into, as_of)
     folder = ws.home.artifacts / f"bridge-{new}-{into}-{moment_stem(moments[-1])}"
     if (known and not refit) or (folder / "bridge.json").exists():
         return folder if refit else known[0].parent
@@ -190,11 +216,40 @@ def _fitted(ws: Workspace, new: str, into: str, as_of: datetime, refit: bool, pr
     with replacing_folder(folder) as staged:
         for step, entity in enumerate(ENTITIES):
             progress(f"learn the bridge of {entity}s from {new} into {into}", step, len(ENTITIES))
-            both = pairs(ws, new, into, entity, moments)
-            norms = (both.new_norms, both.old_norms)
-            fit_bridge(both.new, both.old, norms, groups=both.ids).save(staged / f"{entity}.safetensors")
+            _save(learn(ws, new, into, entity, moments), entity, staged)
         spaces = {version: ws.ledger.version(version).space_id for version in (new, into)}
-        notes = {"from": new, "into": into, "spaces": spaces, "moments": [moment.isoformat() for moment in moments]}
-        write_json(notes, staged / "bridge.json")
-    assert read_json(folder / "bridge.json")["from"] == new
+        used = [moment.isoformat() for moment in moments[-MOMENTS:]]
+        write_json({"from": new, "into": into, "spaces": spaces, "moments": used}, staged / "bridge.json")
     return folder
+
+
+def learn(ws: Workspace, new: str, into: str, entity: Entity, moments: list[datetime]) -> Learned:
+    """Learn the bridge of one entity: the map from the last moments, the residuals from the very last.
+
+    How much of the residuals is kept is chosen on entities that the map was not fitted on: what would the residuals of
+    an early moment have done for the last one?
+
+    Parameters
+    ----------
+    moments
+        Of which both versions have snapshots, oldest first.
+    """
+    from models.bridge import Anchors, choose_share, fit_bridge, held_out
+
+    both = pairs(ws, new, into, entity, moments[-MOMENTS:])
+    bridge = fit_bridge(both.new, both.old, (both.new_norms, both.old_norms), groups=both.ids)
+    judges = np.unique(both.ids[held_out(both.ids)])
+    first, last = (pairs(ws, new, into, entity, [moment]) for moment in (moments[-ANCHOR_BACK:][0], moments[-1]))
+    _, at_first, at_last = np.intersect1d(first.ids, last.ids, return_indices=True)
+    judged = np.isin(last.ids[at_last], judges)
+    early, late = (first.new[at_first], first.old[at_first]), (last.new[at_last], last.old[at_last])
+    share, scores = choose_share(bridge, early, late, judged)
+    return Learned(bridge, pl.Series(last.ids), Anchors(last.old - bridge.map(last.new), share, scores))
+
+
+def _save(learned: Learned, entity: Entity, folder: Path) -> None:
+    learned.bridge.save(folder / f"{entity}.safetensors")
+    residuals = learned.anchors.residuals
+    rows = refresh.vector_table("id", learned.ids, residuals, np.linalg.norm(residuals, axis=1).astype(np.float32))
+    pq.write_table(rows, folder / f"{entity}-anchors.parquet", compression="zstd")
+    write_json({"share": learned.anchors.share, "scores": learned.anchors.scores}, folder / f"{entity}-anchors.json")

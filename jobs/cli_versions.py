@@ -5,11 +5,14 @@ from __future__ import annotations
 import getpass
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, read_moment
+
+if TYPE_CHECKING:
+    from jobs.workspace import Workspace
 
 app = typer.Typer(help="Versions that live side by side: register, compare, bridge, retire, prune.")
 
@@ -21,6 +24,10 @@ def register(
     space: Annotated[str | None, typer.Option(help="A trained space that has no version yet.")] = None,
     like: Annotated[str | None, typer.Option(help="Train a new space with this version's settings.")] = None,
     train_end: Annotated[str | None, typer.Option(help="With --like: train on what was before (UTC).")] = None,
+    warm_start: Annotated[
+        bool, typer.Option("--warm-start", help="With --like: go on from its weights; the gate says if it stays it.")
+    ] = False,
+    alignment: Annotated[float | None, typer.Option(help="With --warm-start: weight of staying near; 10.")] = None,
     name: Annotated[str | None, typer.Option(help="The version's name; the next number by default.")] = None,
     description: Annotated[str, typer.Option(help="What is new about it.")] = "",
     owner: Annotated[str, typer.Option(help="Who answers for it.")] = "upstream team",
@@ -35,7 +42,14 @@ def register(
 
     if (space is None) == (like is None) or (like is None) != (train_end is None):
         raise ConfigError("Say either --space ID, or --like VERSION with --train-end TIME.")
+    if alignment is not None and not warm_start:
+        raise ConfigError("--alignment needs --warm-start.")
     ws = open_home(home)
+    if warm_start:
+        if like is None or train_end is None:
+            raise ConfigError("--warm-start goes with --like VERSION and --train-end TIME.")
+        _warm_start(ws, like, read_moment(train_end), alignment, name, description)
+        return
     if space is not None:
         done = job.register(ws, space, name=name, description=description, owner=owner)
         version, identity, reused = done.version.version, done.version.space_id, done.reused
@@ -46,6 +60,28 @@ def register(
         version, identity, reused = trained.version, trained.space.space_id, trained.reused
     state = "was registered already" if reused else "is registered"
     typer.echo(f"{version} {state}: space {identity}\nNext: headwater backfill, headwater apply, headwater materialize")
+
+
+def _warm_start(
+    ws: Workspace, like: str, train_end: datetime, alignment: float | None, name: str | None, description: str
+) -> None:
+    from jobs import warm_start as job
+
+    weight = job.ALIGNMENT if alignment is None else alignment
+    tell = progress_reporter()
+    result = job.run(ws, like, train_end, alignment=weight, name=name, description=description, progress=tell)
+    if result.continues is not None:
+        typer.echo(
+            f"The gate finds {result.space.space_id} in the space of {like}: it refreshes {like} from "
+            f"{train_end:%Y-%m-%d} on.\nNext: headwater backfill, headwater materialize"
+        )
+        return
+    for entity, check in result.reasons():
+        typer.echo(f"{entity}s: {check.name} {check.observed} ({check.bound})")
+    typer.echo(
+        f"It left the space of {like}: {result.version} is registered, space {result.space.space_id}\n"
+        "Next: headwater backfill, headwater apply, headwater materialize"
+    )
 
 
 @app.command("list")
@@ -172,6 +208,48 @@ def bridge(
     for entity, kind in result.kinds.items():
         scores = ", ".join(f"{name} {value:.4f}" for name, value in result.held_out[entity].items())
         typer.echo(f"{entity}s by the {kind} map; cosine with {into} on held-out {entity}s: {scores}")
+        later = ", ".join(f"{name} {value:.4f}" for name, value in result.anchors[entity].items())
+        typer.echo(f"  with a share of their own residual, at a later moment: {later}")
     for publication in result.publications:
         state = "was there already" if publication.reused else "accepted"
         typer.echo(f"{publication.snapshot.snapshot_id}: {publication.snapshot.rows:,} rows, {state}")
+
+
+@app.command()
+def rehearse(
+    new: Annotated[str, typer.Argument(help="Version whose model would go on, e.g. v3.")],
+    into: Annotated[str, typer.Option(help="Version whose rankers would go on reading, e.g. v1.")],
+    start: Annotated[str | None, typer.Option("--from", help="First bridged moment; the test period's start.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    home: HomeOption = HOME,
+) -> None:
+    """Try out what giving a model up would mean: bridge every moment in a scratch copy, then score the rankers.
+
+    Changes nothing but `reports/rehearsal-NEW-INTO.json`.
+
+    Example: `headwater version rehearse v3 --into v1`
+    """
+    from jobs import rehearsal as job
+
+    moment = None if start is None else read_moment(start)
+    result = job.run(open_home(home), new, into, moment, progress=progress_reporter())
+    if as_json:
+        typer.echo(result.path.read_text())
+        return
+    for row in result.snapshots:
+        typer.echo(f"{row['as_of'][:10]}: {row['result']}")
+    rows = [
+        {
+            "ranker, vectors": row["ranker and vectors"],
+            "ROC-AUC": f"{row['auc']:.5f}",
+            "change": f"{row['lift']:+.3%}",
+            "95% interval": f"[{row['ci95'][0]:+.3%}, {row['ci95'][1]:+.3%}]",
+            "log loss": f"{row['log_loss']:.5f}",
+            "rows": f"{row['rows']:,}",
+        }
+        for row in result.rankers
+    ]
+    print_table(
+        rows, f"\nTest rows from {result.start:%Y-%m-%d} on; changes against the old ranker with its own vectors"
+    )
+    typer.echo(f"\n{result.path}")

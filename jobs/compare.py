@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.contracts.types import Entity
-from jobs.bridge import MOMENTS, Pairs, common_moments, pairs
+from jobs.bridge import Pairs, common_moments, learn, pairs
 from jobs.workspace import Progress, Workspace, silent
 
 LARGEST = 20_000
@@ -49,7 +49,7 @@ def run(ws: Workspace, old: str, new: str, as_of: datetime | None = None, *, pro
     NotReadyError
         If there is no moment of which both have snapshots, or too few common entities.
     """
-    from models.bridge import cosine, effective_rank, fit_bridge, neighbour_overlap, procrustes, unit
+    from models.bridge import cosine, effective_rank, neighbour_overlap, procrustes, unit
 
     ws.use_threads()
     moments = common_moments(ws, new, old, as_of)
@@ -60,8 +60,9 @@ def run(ws: Workspace, old: str, new: str, as_of: datetime | None = None, *, pro
         chosen = np.random.default_rng(0).permutation(len(now.ids))
         half, held = chosen[: len(chosen) // 2], chosen[len(chosen) // 2 :]
         rotation = procrustes(now.new[half], now.old[half])
-        learned_from = pairs(ws, new, old, entity, moments[-MOMENTS:])
-        bridge = fit_bridge(learned_from.new, learned_from.old, groups=learned_from.ids)
+        # Learned a moment earlier, where there is one: at its own moment a bridge with residuals is exact.
+        learned = learn(ws, new, old, entity, moments[:-1] or moments)
+        carried = learned.carry(pl.Series(now.ids), now.new)
         same_dim = now.new.shape[1] == now.old.shape[1]
         some = chosen[:LARGEST]
         rows.append(
@@ -70,14 +71,15 @@ def run(ws: Workspace, old: str, new: str, as_of: datetime | None = None, *, pro
                 "in both": len(now.ids),
                 "cosine raw": float(cosine(now.new, now.old).mean()) if same_dim else None,
                 "cosine aligned": float(cosine(now.new[held] @ rotation, now.old[held]).mean()),
-                "cosine bridged": max(bridge.held_out.values()),
-                "bridge": bridge.kind,
+                "cosine mapped": max(learned.bridge.held_out.values()),
+                "cosine bridged": float(cosine(carried, now.old).mean()),
+                "bridge": f"{learned.bridge.kind}, {learned.anchors.share:g} residual",
                 "overlap@10": neighbour_overlap(now.new[some], now.old[some]),
                 f"effective rank {old}": effective_rank(now.old),
                 f"effective rank {new}": effective_rank(now.new),
             }
         )
-        ways = {"aligned": unit(now.new @ rotation), "bridged": bridge.map(now.new)}
+        ways = {"aligned": unit(now.new @ rotation), "bridged": carried}
         if same_dim:
             ways = {"raw": now.new, **ways}
         fed += _consumers(ws, old, entity, now, ways, moments[-1])

@@ -60,6 +60,13 @@ class Upstream(_Settings):
         "conversion", description="outcome that, beside the activity, makes a pair attract in the contrastive loss"
     )
     seed: int = 0
+    start_from: str | None = Field(
+        None,
+        description="space whose weights training goes on from, with the rows since its cut-off; null: from scratch",
+    )
+    alignment: float | None = Field(
+        None, ge=0, description="weight of the loss that keeps vectors near those of start_from; null: 0"
+    )
 
     @model_validator(mode="after")
     def _named(self) -> Upstream:

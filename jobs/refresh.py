@@ -57,7 +57,7 @@ class Upstream:
         from models.upstream.derm import DERM
 
         folder = ws.home.root / space.artifact
-        self.space = space
+        self.space, self.since = space, space.train_end
         self.model: DERM = DERM.load(folder)
         self._ids = {entity: ws.log.codes[entity][join_key(entity)] for entity in ENTITIES}
         encoder = Encoder.load(folder / "encoder.json")
@@ -112,6 +112,28 @@ class Upstream:
                 here = slice(start, start + len(rows))
                 vectors[here], norms[here] = vector.numpy(), norm.numpy()
         return self._ids[entity][table.code[places]], vectors, norms
+
+
+def upstream_at(ws: Workspace, version: str, as_of: datetime) -> Upstream:
+    """Load the model that makes a version's vectors as of a moment: its own, or the latest that continues it."""
+    upstream = Upstream(ws, lifecycle.model_at(ws.ledger, version, as_of))
+    upstream.space = ws.ledger.space(ws.ledger.version(version).space_id)
+    return upstream
+
+
+def upstreams_of(ws: Workspace, version: str, like: Upstream | None = None) -> list[Upstream]:
+    """Load the models that make a version's vectors, by the moment from which each is used (`since`).
+
+    The first is the version's own. Those that continue it were trained on and stayed in its space: all of them give
+    vectors of that space.
+    """
+    space = ws.ledger.space(ws.ledger.version(version).space_id)
+    found: list[Upstream] = []
+    for model in lifecycle.models_of(ws.ledger, version):
+        upstream = Upstream(ws, model, like or (found[0] if found else None))
+        upstream.space = space
+        found.append(upstream)
+    return found
 
 
 def stabilize(new: np.ndarray, old: np.ndarray, known: np.ndarray, keep: float) -> np.ndarray:
@@ -223,8 +245,7 @@ def run(
     SpaceMismatchError
         If `upstream` is a model of another space.
     """
-    record = ws.ledger.version(version)
-    space = ws.ledger.space(record.space_id)
+    space = ws.ledger.space(ws.ledger.version(version).space_id)
     reason = why_not(ws, version, as_of)
     if reason is not None:
         raise NotReadyError(reason)
@@ -244,8 +265,8 @@ def run(
                 publications.append(Publication(done, 0.0, reused=True))
                 continue
             if upstream is None:
-                upstream = Upstream(ws, space)
-            waiting.append(_candidate(ws, upstream, entity, view, version, record.smoothing, as_of))
+                upstream = upstream_at(ws, version, as_of)
+            waiting.append(candidate(ws, upstream, entity, version, as_of))
             if bridge is None:
                 publications += _publish(ws, [waiting.pop()], as_of, space)
         if waiting:
@@ -261,15 +282,15 @@ def _publish(
     return publish_together(ws, candidates, as_of, space_id=space.space_id, available_at=available_at, origin=bridge)
 
 
-def _candidate(
-    ws: Workspace,
-    upstream: Upstream,
-    entity: Entity,
-    view: str,
-    version: str,
-    smoothing: float | None,
-    as_of: datetime,
-) -> Candidate:
+def candidate(ws: Workspace, upstream: Upstream, entity: Entity, version: str, as_of: datetime) -> Candidate:
+    """Return a version's smoothed vectors of one entity as of a moment, ready for the gate; nothing is written.
+
+    Raises
+    ------
+    NotReadyError
+        If nothing was known of any entity at that moment.
+    """
+    view, smoothing = embedding_view(entity, version), ws.ledger.version(version).smoothing
     key = join_key(entity)
     ids, vectors, norms = upstream.infer(entity, as_of)
     if len(ids) == 0:

@@ -42,13 +42,12 @@ def check(
     ConfigError
         If the file has the id columns of both entities or of none and `entity` is not given.
     """
-    from jobs.refresh import Upstream
+    from jobs.refresh import upstream_at
     from jobs.snapshot_gate import judge
 
-    space = ws.ledger.space(ws.ledger.version(version).space_id)
     chosen = entity or entity_of(path)
     progress(f"check {path.name} as {chosen} vectors of {version}", 0, 1)
-    upstream, started = Upstream(ws, space), time.perf_counter()
+    upstream, started = upstream_at(ws, version, as_of), time.perf_counter()
     verdict = judge(ws, upstream, version, chosen, path, as_of)
     verdict = replace(verdict, seconds=round(time.perf_counter() - started, 4))
     progress(f"check {path.name} as {chosen} vectors of {version}", 1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -63,7 +64,8 @@ def run_all(ws: Workspace, versions: Sequence[str], *, progress: Progress = sile
         As :func:`run`, for any of the versions.
     """
     _ = ws.ledger  # one process makes it
-    missing = [version for version in versions if not (_training(ws, version)[1] / "training.json").exists()]
+    folders = {version: _training(ws, ws.config.upstream(version))[1] for version in versions}
+    missing = [version for version, folder in folders.items() if not (folder / "training.json").exists()]
     side_by_side(partial(_lane, ws.home.root), missing, processes=ws.config.processes, progress=progress)
     return Results(tuple(replace(run(ws, version), reused=version not in missing) for version in versions))
 
@@ -88,7 +90,18 @@ def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
         If nothing is ingested or no labelled row lies before the cut-off.
     """
     settings = ws.config.upstream(version)
-    request, folder = _training(ws, version)
+    result = train(ws, settings, progress=progress)
+    if not result.reused or all(known.version != version for known in ws.ledger.versions()):
+        ws.ledger.put_version(
+            Version(version, result.space.space_id, settings.description, "upstream team", ws.config.smoothing)
+        )
+    return result
+
+
+def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> Result:
+    """Train an upstream as :func:`run` does, and record its space under no version's name; raises the same."""
+    version = settings.version
+    request, folder = _training(ws, settings)
     done = folder / "training.json"
     if done.exists():
         record = read_json(done)
@@ -118,15 +131,13 @@ def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
         config=fitted.model.config.to_dict(),
     )
     ws.ledger.put_space(space)
-    ws.ledger.put_version(Version(version, space.space_id, settings.description, "upstream team", ws.config.smoothing))
     write_json({"request": request, "space_id": identity, "rows": fitted.rows, "curve": fitted.curve}, done)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return Result(version, space, fitted.rows, fitted.curve)
 
 
-def _training(ws: Workspace, version: str) -> tuple[dict[str, Any], Path]:
-    """Return all that decides how a version is trained, and the folder of that very training."""
-    settings = ws.config.upstream(version)
+def _training(ws: Workspace, settings: Upstream) -> tuple[dict[str, Any], Path]:
+    """Return all that decides how an upstream is trained, and the folder of that very training."""
     cutoff = settings.train_end or ws.splits.upstream_end
     request = {
         # Without what is not set, so that a setting that is new changes no training that does not use it.
@@ -143,7 +154,7 @@ def _training(ws: Workspace, version: str) -> tuple[dict[str, Any], Path]:
     }
     # One folder per request: a checkpoint is only taken up by the very same training.
     key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
-    folder = ws.home.artifacts / f"training-{version}-{key}"
+    folder = ws.home.artifacts / f"training-{settings.version}-{key}"
     return request, folder
 
 
@@ -185,26 +196,36 @@ def fit_upstream(
     from jobs.features.labels import as_known_at, opportunities
     from jobs.features.tables import Tables, fit_encoder
     from models.training import fit
+    from models.upstream.alignment import Aligned
     from models.upstream.derm import DERM
 
     version, cutoff = settings.version, settings.train_end or ws.splits.upstream_end
     rows = as_known_at(opportunities(ws.log), cutoff)
     grid = ws.refresh_moments(ws.log.start + WARM_UP, cutoff)
+    old = None if settings.start_from is None else _Start.load(ws, ws.ledger.space(settings.start_from))
+    if old is not None:
+        rows = rows.filter(rows["event_timestamp"] >= old.since)
+        grid = [moment for moment in grid if moment + ws.config.refresh_every > old.since]
     if not grid or rows.height == 0:
         raise NotReadyError(
-            f"No labelled row lies between {ws.log.start + WARM_UP} and the upstream cut-off {cutoff}. "
+            f"No labelled row lies between {old.since if old else ws.log.start + WARM_UP} and the upstream cut-off "
+            f"{cutoff}. "
             "Ingest a longer log or set splits in config.yaml."
         )
     actions, coverage = ws.config.history_actions, ws.config.coverage
-    encoder = fit_encoder(
-        ws.log,
-        rows,
-        grid,
-        actions,
-        coverage,
-        sequence_length=preset.sequence_length,
-        interests=preset.interests,
-        top_items=preset.top_items,
+    encoder = (
+        old.encoder
+        if old is not None
+        else fit_encoder(
+            ws.log,
+            rows,
+            grid,
+            actions,
+            coverage,
+            sequence_length=preset.sequence_length,
+            interests=preset.interests,
+            top_items=preset.top_items,
+        )
     )
     tables = Tables(ws.log, encoder, actions, coverage)
     training = TrainingRows(
@@ -220,28 +241,34 @@ def fit_upstream(
     if training.rows == 0:
         raise NotReadyError("No labelled row belongs to a user with a history. Ingest a longer log.")
     spec = input_spec(tables, preset.sequence_length)
-    config = replace(
-        preset.model(spec),
-        seed=settings.seed,
-        click_rate=_rate(rows["click"].cast(float).mean()),
-        conversion_rate=_rate(rows.filter(rows["click"].fill_null(True))["conversion"].cast(float).mean()),
-        losses=replace(
-            preset.model(spec).losses,
-            click_weight=settings.click_weight if rows["click"].null_count() == 0 else 0.0,
-            conversion_weight=settings.conversion_weight,
-            contrastive_weight=settings.contrastive_weight,
-        ),
+    config = (
+        old.model.config
+        if old is not None
+        else replace(
+            preset.model(spec),
+            seed=settings.seed,
+            click_rate=_rate(rows["click"].cast(float).mean()),
+            conversion_rate=_rate(rows.filter(rows["click"].fill_null(True))["conversion"].cast(float).mean()),
+            losses=replace(
+                preset.model(spec).losses,
+                click_weight=settings.click_weight if rows["click"].null_count() == 0 else 0.0,
+                conversion_weight=settings.conversion_weight,
+                contrastive_weight=settings.contrastive_weight,
+            ),
+        )
     )
-    model = DERM(config)
-    seed_item_rows(model, tables, cutoff)
     steps = training.steps(preset.batch_rows)
-    train = replace(
-        preset.train,
-        seed=settings.seed,
-        epochs=ws.config.epochs or max(preset.train.epochs, min(MAX_EPOCHS, ceil(MIN_STEPS / steps))),
-    )
+    if old is None:
+        model = DERM(config)
+        seed_item_rows(model, tables, cutoff)
+        trained: Any = model
+        passes = max(preset.train.epochs, min(MAX_EPOCHS, ceil(MIN_STEPS / steps)))
+    else:
+        model, passes = old.model, preset.train.epochs
+        trained = Aligned(model, copy.deepcopy(model), settings.alignment or 0.0)
+    train = replace(preset.train, seed=settings.seed, epochs=ws.config.epochs or passes)
     history = fit(
-        model,
+        trained,
         lambda epoch: training.epoch(epoch, batch_rows=preset.batch_rows, seed=settings.seed),
         config=train,
         steps_per_epoch=steps,
@@ -249,6 +276,23 @@ def fit_upstream(
         checkpoint_dir=checkpoints,
     )
     return Fitted(model, encoder, training.rows, history.records)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a training goes on from: a model with its encodings, and the moment from which its rows are new."""
+
+    model: DERM
+    encoder: Encoder
+    since: datetime
+
+    @classmethod
+    def load(cls, ws: Workspace, space: Space) -> _Start:
+        from jobs.features.encode import Encoder
+        from models.upstream.derm import DERM
+
+        folder = ws.home.root / space.artifact
+        return cls(DERM.load(folder), Encoder.load(folder / "encoder.json"), space.train_end)
 
 
 def _rate(mean: Any) -> float:

@@ -20,6 +20,8 @@ from feature_repo.contracts.errors import NotFoundError, NotReadyError
 Floats = NDArray[np.float32]
 
 LEAST = 50
+FIT, STOP = 0.7, 0.85
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WIDTH, STEPS, BATCH, LEARNING_RATE, PATIENCE = 128, 400, 1024, 3e-3, 6
 RIDGE = 1e-3
 
@@ -102,7 +104,7 @@ def fit_bridge(
     if count < LEAST:
         raise NotReadyError(f"Only {count} entities are known to both spaces, {LEAST} are needed to learn a bridge.")
     place = np.random.default_rng(seed).permutation(count)[keys] / count
-    fit, stop, held = place < 0.7, (place >= 0.7) & (place < 0.85), place >= 0.85
+    fit, stop, held = place < FIT, (place >= FIT) & (place < STOP), place >= STOP
     rotation = procrustes(new[fit], old[fit])
     matrix = _ridge(new[fit], old[fit])
     candidates = {
@@ -115,6 +117,71 @@ def fit_bridge(
     scores = {kind: float(cosine(bridge.map(new[held]), old[held]).mean()) for kind, bridge in made.items()}
     best = max(scores, key=lambda kind: scores[kind])
     return Bridge(best, made[best].arrays, scores, count)
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """What the map cannot say of each entity that both spaces know: its old vector less its mapped one.
+
+    Two trainings agree on what entities have in common and differ in what they remember of each one, which no map
+    brings back. It is known, though, for every entity that the old space has, and hardly changes: what the new
+    model adds is the movement since.
+
+    Attributes
+    ----------
+    residuals
+        float32 [N, D].
+    share
+        How much of them is added to a mapped vector.
+    scores
+        By ``anchored <share>``: mean cosine with the old vectors of a later moment, over entities that the map was not
+        fitted on; ``unchanged`` is that of the old vectors of the first moment themselves.
+    """
+
+    residuals: Floats
+    share: float
+    scores: dict[str, float]
+
+    def add(self, mapped: Floats, residuals: Floats, known: NDArray[np.bool_]) -> Floats:
+        """Return mapped vectors [Q, D] with their entities' residuals [Q, D] where these are known [Q], unit length.
+
+        An entity that the old space never knew keeps its mapped vector.
+        """
+        added = self.share * np.where(known[:, None], residuals, np.float32(0))
+        return unit((mapped + added).astype(np.float32))
+
+
+def choose_share(
+    bridge: Bridge, first: tuple[Floats, Floats], last: tuple[Floats, Floats], held: NDArray[np.bool_]
+) -> tuple[float, dict[str, float]]:
+    """Choose how much of the residuals to keep, by what would have come closest to later vectors.
+
+    Parameters
+    ----------
+    first, last
+        Vectors of the same N entities at an early and at a late moment: new [N, M] and old [N, D] of each.
+    held
+        Entities [N] to judge by; the map should not have been fitted on them.
+
+    Returns
+    -------
+    tuple
+        The share, and the scores of :class:`Anchors`.
+    """
+    mapped = [bridge.map(new) for new, _ in (first, last)]
+    early = first[1] - mapped[0]
+    scores = {f"anchored {share:g}": unit(mapped[1] + share * early) for share in SHARES}
+    means = {name: float(cosine(found[held], last[1][held]).mean()) for name, found in scores.items()}
+    best = max(SHARES, key=lambda share: means[f"anchored {share:g}"])
+    means["unchanged"] = float(cosine(first[1][held], last[1][held]).mean())
+    return best, means
+
+
+def held_out(ids: object, seed: int = 0) -> NDArray[np.bool_]:
+    """Return which rows :func:`fit_bridge` with these groups judges by, [N]."""
+    keys = np.unique(np.asarray(ids), return_inverse=True)[1]
+    count = int(keys.max(initial=-1)) + 1
+    return np.asarray(np.random.default_rng(seed).permutation(count)[keys] / count >= STOP)
 
 
 def procrustes(new: Floats, old: Floats) -> Floats:
