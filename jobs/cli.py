@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import cli_care, cli_release, cli_snapshot, cli_versions
+from jobs import cli_care, cli_release, cli_serve, cli_snapshot, cli_versions
 from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, quiet, read_moment
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(ingest_app, name="ingest")
 app.add_typer(cli_snapshot.app, name="snapshot")
 app.add_typer(cli_versions.app, name="version")
 app.add_typer(cli_release.app, name="release")
+app.add_typer(cli_serve.app)
 app.add_typer(cli_care.app)
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from feature_repo import lifecycle, releases
 from feature_repo.contracts.errors import BusyError, ConfigError, LakeError, NotReadyError
-from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
-from feature_repo.contracts.spaces import check_pins, require_same
+from feature_repo.contracts.naming import ENTITIES, embedding_view
+from feature_repo.contracts.spaces import check_pins
 from feature_repo.contracts.types import Release, Snapshot
-from feature_repo.lake import folder_digest, read_json, replacing_folder
+from feature_repo.lake import folder_digest, read_json
+from jobs import item_index
 from jobs.versions import LOCK
 from jobs.workspace import Progress, Workspace, silent
 
@@ -117,28 +118,13 @@ def _ranker(ws: Workspace, consumer: dict[str, Any], served: dict[str, str]) -> 
 
 def _index(ws: Workspace, version: str) -> dict[str, str]:
     """Build the index of a version's latest item snapshot, or find the one that was built."""
-    from jobs.refresh import read_vectors
-    from models.downstream.index_files import NOTES_FILE, save_index
-
     snapshot = _latest(ws, embedding_view("item", version))
-    space_id = ws.ledger.version(version).space_id
-    require_same(
-        space_id,
-        snapshot.space_id or "none",
-        what=f"{version} and its snapshot {snapshot.snapshot_id}",
-        remedy="Refresh the version again.",
-    )
-    folder = ws.home.artifacts / f"index-{version}-{snapshot.sha256[:12]}"
-    if not (folder / NOTES_FILE).exists():
-        ids, vectors = read_vectors(ws.home.root / snapshot.path, join_key("item"))
-        notes = {"version": version, "snapshot_id": snapshot.snapshot_id}
-        with replacing_folder(folder) as staged:
-            save_index(staged, ids.to_numpy(), vectors, space_id=space_id, notes=notes)
+    folder = item_index.find_or_build(ws, snapshot)
     return {
         "artifact": str(folder.relative_to(ws.home.root)),
         "digest": folder_digest(folder),
         "version": version,
-        "space_id": space_id,
+        "space_id": ws.ledger.version(version).space_id,
         "snapshot_id": snapshot.snapshot_id,
     }
 

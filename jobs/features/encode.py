@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from feature_repo.lake import read_json, write_json
 from jobs.features.log import EventLog
 
 MAX_VOCABULARY = 50_000
+# Up to here a look-up per value is faster than to hand the whole vocabulary over, as for one request.
+FEW_ROWS = 2_000
 
 
 def attributes_as_of(log: EventLog, entity: Entity, as_of: datetime) -> pl.DataFrame:
@@ -90,12 +93,18 @@ class Vocabulary:
         """Number of indices, 0 (unknown) included."""
         return len(self.values) + 1
 
+    @cached_property
+    def _places(self) -> dict[str | None, int]:
+        return {value: index for index, value in enumerate(self.values, start=1)}
+
     def encode(self, column: pl.Series) -> np.ndarray:
         """Return int64 indices; 0 for null and unknown."""
-        known = {value: index for index, value in enumerate(self.values, start=1)}
+        known = self._places
         if not known:
             return np.zeros(len(column), np.int64)
         text = column.cast(pl.String)
+        if len(text) <= FEW_ROWS:
+            return np.fromiter((known.get(value, 0) for value in text.to_list()), np.int64, len(text))
         return text.replace_strict(known, default=0, return_dtype=pl.Int64).fill_null(0).to_numpy()
 
 
@@ -120,9 +129,13 @@ class IdTable:
         """Rows of the table, padding included."""
         return 1 + len(self.frequent) + self.buckets
 
+    @cached_property
+    def _own(self) -> Vocabulary:
+        return Vocabulary(self.frequent)
+
     def encode(self, ids: pl.Series) -> np.ndarray:
         """Return int64 rows; an id without a row of its own gets a bucket by its hash."""
-        own = Vocabulary(self.frequent).encode(ids)
+        own = self._own.encode(ids)
         if self.buckets == 0:
             return own
         text = ids.cast(pl.String)

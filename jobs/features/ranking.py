@@ -5,8 +5,8 @@ Legend: N rows, D embedding dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import pyarrow.dataset as pads
 
 from feature_repo.contracts.naming import ENTITIES, attributes_view, embedding_view, join_key, stats_view
 from feature_repo.lake import read_json, write_json
-from jobs.features.encode import IdTable, Vocabulary, numeric_matrix
+from jobs.features.encode import IdTable, Vocabulary
 from jobs.features.history import STATS
 from jobs.features.log import Columns, EventLog
 
@@ -69,12 +69,53 @@ class RankerEncoder:
             ),
         )
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read, under their names in a training set."""
+        return (*self.fields.ids, *self.fields.cats, *self.fields.nums)
+
+    def encode(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
+        """Return those of the ranker's columns that a frame has, encoded, by name.
+
+        Ids and categories become int64 [N], 0 for null and unknown; numbers become float64 [N], NaN for null.
+        """
+        encoded: dict[str, np.ndarray] = {}
+        for name in self.columns:
+            if name not in frame.columns:
+                continue
+            table: Any = self.ids.get(name) or self.vocabularies.get(name)
+            encoded[name] = frame[name].cast(pl.Float64).to_numpy() if table is None else table.encode(frame[name])
+        return encoded
+
+    def arrays(self, encoded: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return a ranker's inputs but its embeddings, from all encoded columns of N rows.
+
+        Training and serving both come here, so that a row means the same to both.
+
+        Returns
+        -------
+        cats, crosses, nums
+            int32 [N, C], int64 [N, X], float32 [N, M].
+        """
+        from models.downstream.inputs import hash_cross
+
+        fields = self.fields
+        raw = [encoded[name] for name in fields.nums]  # the ranker takes logs and bins itself
+        rates = [(encoded[top] + prior * 0.02) / (encoded[bottom] + prior) for _, top, bottom, prior in _RATES]
+        cats = np.stack([encoded[name] for name in (*fields.ids, *fields.cats)], axis=1).astype(np.int32)
+        crosses = [hash_cross(encoded[left], encoded[right], CROSS_BUCKETS) for left, right in fields.crosses]
+        return (
+            cats,
+            np.stack(crosses, axis=1) if crosses else np.zeros((len(cats), 0), np.int64),
+            np.stack([*raw, *rates], axis=1).astype(np.float32),
+        )
+
     def save(self, path: Path) -> None:
         """Write the encodings as JSON."""
         write_json(
             {
                 "fields": self.fields.__dict__,
-                "ids": {name: table.__dict__ for name, table in self.ids.items()},
+                "ids": {name: asdict(table) for name, table in self.ids.items()},
                 "vocabularies": {name: item.values for name, item in self.vocabularies.items()},
             },
             path,
@@ -207,23 +248,14 @@ class TrainingSet:
 
     def data(self, encoder: RankerEncoder, vectors: dict[str, Any]) -> RankerData:
         """Return all rows as a ranker's arrays; the label is what had happened by the end of the log."""
-        from models.downstream.inputs import RankerData, hash_cross
+        from models.downstream.inputs import RankerData
 
-        fields, frame = encoder.fields, self.frame
-        encoded = {name: encoder.ids[name].encode(frame[name]) for name in fields.ids}
-        encoded |= {name: encoder.vocabularies[name].encode(frame[name]) for name in fields.cats}
-        raw = numeric_matrix(frame, list(fields.nums))  # the ranker takes logs and bins itself
-        rates = [
-            (frame[top].cast(pl.Float64) + prior * 0.02).to_numpy()
-            / (frame[bottom].cast(pl.Float64) + prior).to_numpy()
-            for _, top, bottom, prior in _RATES
-        ]
-        nums = np.concatenate([raw, np.stack(rates, axis=1)], axis=1)
-        crosses = [hash_cross(encoded[left], encoded[right], CROSS_BUCKETS) for left, right in fields.crosses]
+        frame = self.frame
+        cats, crosses, nums = encoder.arrays(encoder.encode(frame))
         return RankerData(
-            cats=np.stack([encoded[name] for name in (*fields.ids, *fields.cats)], axis=1).astype(np.int32),
-            crosses=np.stack(crosses, axis=1) if crosses else np.zeros((frame.height, 0), np.int64),
-            nums=nums.astype(np.float32),
+            cats=cats,
+            crosses=crosses,
+            nums=nums,
             embeddings=vectors,
             label=frame[self._label].cast(pl.Float32).to_numpy(),
             weight=frame["weight"].to_numpy(),

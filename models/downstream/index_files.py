@@ -64,7 +64,15 @@ class SpaceIndex:
         return self.ids[positions], scores
 
 
-def save_index(folder: Path, ids: ArrayLike, vectors: ArrayLike, *, space_id: str, notes: dict[str, Any]) -> None:
+def save_index(
+    folder: Path,
+    ids: ArrayLike,
+    vectors: ArrayLike,
+    *,
+    space_id: str,
+    notes: dict[str, Any],
+    queries: ArrayLike | None = None,
+) -> None:
     """Write the index of one snapshot's items into a new folder.
 
     Parameters
@@ -73,10 +81,18 @@ def save_index(folder: Path, ids: ArrayLike, vectors: ArrayLike, *, space_id: st
         Item ids ``[I]``, int64 or text.
     vectors
         Their vectors ``[I, D]``, float32.
+    queries
+        Vectors ``[B, D]`` to measure recall at 100 against exact search with, at most 200 of them; it is kept in the
+        notes beside how deep to search for it.
     """
     import faiss
 
     index = build_index(vectors)
+    asked = None if queries is None else np.asarray(queries)
+    if asked is not None and len(asked):
+        chosen = asked[np.linspace(0, len(asked) - 1, min(200, len(asked))).astype(np.int64)]
+        recall = index.tune(vectors, chosen)
+        notes = {**notes, "recall_at_100": recall, "queries": len(chosen), "search_depth": index.depth}
     folder.mkdir(parents=True, exist_ok=True)
     faiss.write_index(index._index, str(folder / INDEX_FILE))
     np.save(folder / IDS_FILE, np.asarray(ids), allow_pickle=False)
@@ -99,5 +115,6 @@ def load_index(folder: Path) -> SpaceIndex:
     if missing:
         raise NotFoundError(f"No item index in {folder} ({', '.join(missing)} missing): create the release again.")
     notes = json.loads(files[0].read_text(encoding="utf-8"))
-    index = ItemIndex(faiss.read_index(str(files[2])), notes["kind"])
+    depth = {"depth": notes["search_depth"]} if "search_depth" in notes else {}
+    index = ItemIndex(faiss.read_index(str(files[2])), notes["kind"], **depth)
     return SpaceIndex(index, np.load(files[1], allow_pickle=False), notes["space_id"], notes)

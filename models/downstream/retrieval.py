@@ -19,19 +19,25 @@ from models.metrics import Floats, Integers, recall_at_k
 
 # Up to here an exact search of one user takes a few milliseconds and nothing has to be built.
 _FLAT_ITEMS = 100_000
-_NEIGHBOURS, _BUILD_DEPTH, _SEARCH_DEPTH = 32, 200, 256
+_NEIGHBOURS, _BUILD_DEPTH, _SEARCH_DEPTH, _DEEPEST = 32, 200, 256, 4096
 
 
 class ItemIndex:
-    """Item vectors searchable by inner product; made by :func:`build_index`."""
+    """Item vectors searchable by inner product; made by :func:`build_index`.
 
-    def __init__(self, index: Any, kind: str) -> None:
-        self._index, self.kind = index, kind
+    Attributes
+    ----------
+    depth
+        Candidates that an approximate search keeps on its way (efSearch); more find more, and take longer.
+    """
+
+    def __init__(self, index: Any, kind: str, depth: int = _SEARCH_DEPTH) -> None:
+        self._index, self.kind, self.depth = index, kind, depth
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
-    def search(self, users: ArrayLike, k: int) -> tuple[Integers, NDArray[np.float32]]:
+    def search(self, users: ArrayLike, k: int, among: Integers | None = None) -> tuple[Integers, NDArray[np.float32]]:
         """Return the k items with the largest inner product for each user.
 
         Parameters
@@ -40,6 +46,8 @@ class ItemIndex:
             Vectors ``[B, D]`` of the same space as the items.
         k
             K; where there are fewer items, positions are filled with -1.
+        among
+            Positions of the only items to look at. Few are searched exactly, whatever the kind.
 
         Returns
         -------
@@ -54,10 +62,66 @@ class ItemIndex:
         vectors = _vectors("users", users)
         if vectors.shape[1] != self._index.d:
             raise ValueError(f"ItemIndex: user vectors have {vectors.shape[1]} numbers, items {self._index.d}.")
-        if self.kind == "hnsw":
-            self._index.hnsw.efSearch = max(_SEARCH_DEPTH, 2 * k)
-        scores, positions = self._index.search(vectors, k)
+        if among is not None and len(among) <= _FLAT_ITEMS:
+            return self._search_exactly(vectors, k, np.asarray(among, np.int64))
+        parameters = self._parameters(k, among)
+        scores, positions = self._index.search(vectors, k, params=parameters)
         return positions, scores
+
+    def _parameters(self, k: int, among: Integers | None) -> Any:
+        import faiss
+
+        chosen = {} if among is None else {"sel": faiss.IDSelectorBatch(np.asarray(among, np.int64))}
+        if self.kind == "hnsw":
+            return faiss.SearchParametersHNSW(  # type: ignore[attr-defined]
+                efSearch=max(self.depth, 2 * k), **chosen
+            )
+        return faiss.SearchParameters(**chosen) if chosen else None
+
+    def _search_exactly(
+        self, vectors: NDArray[np.float32], k: int, among: Integers
+    ) -> tuple[Integers, NDArray[np.float32]]:
+        positions = np.full((len(vectors), k), -1, np.int64)
+        scores = np.full((len(vectors), k), np.finfo(np.float32).min, np.float32)
+        if not len(among):
+            return positions, scores
+        products = vectors @ self._index.reconstruct_batch(among).T
+        best = np.argsort(-products, axis=1, kind="stable")[:, :k]
+        kept = best.shape[1]
+        positions[:, :kept] = among[best]
+        scores[:, :kept] = np.take_along_axis(products, best, axis=1)
+        return positions, scores
+
+    def tune(self, item_vectors: ArrayLike, queries: ArrayLike, *, k: int = 100, target: float = 0.98) -> float:
+        """Measure recall against exact search, and search deeper until it reaches a target.
+
+        Parameters
+        ----------
+        item_vectors
+            ``[I, D]``, those that the index was built of.
+        queries
+            ``[B, D]``, vectors that look like those that will be asked with.
+        k
+            Neighbours to agree on.
+        target
+            Least mean recall; the depth is doubled up to 4,096 to reach it.
+
+        Returns
+        -------
+        float
+            Mean share of the exact k nearest that the search finds.
+        """
+        import faiss
+
+        items, users = _vectors("items", item_vectors), _vectors("users", queries)
+        k = min(k, len(items))
+        _, exact = faiss.knn(users, items, k, metric=faiss.METRIC_INNER_PRODUCT)
+        while True:
+            found, _ = self.search(users, k)
+            recall = float(np.mean([np.isin(exact[row], found[row]).mean() for row in range(len(users))]))
+            if recall >= target or self.kind == "flat" or self.depth >= _DEEPEST:
+                return recall
+            self.depth *= 2
 
 
 def build_index(item_vectors: ArrayLike, kind: Literal["auto", "flat", "hnsw"] = "auto") -> ItemIndex:

@@ -17,32 +17,8 @@ import pytest
 from feature_repo.contracts.naming import embedding_view
 from feature_repo.ledger import Ledger
 from jobs import demo
-from jobs.config import Config, Upstream
 from jobs.workspace import Workspace
-
-TINY = Config(
-    preset="debug",
-    epochs=3,
-    upstreams=(
-        Upstream(version="v1", contrastive_weight=1.0),
-        Upstream(version="v2", click_weight=0.0, contrastive_weight=1.0),
-    ),
-    history_actions=demo.CONFIG.history_actions,
-    retrieval_actions=demo.CONFIG.retrieval_actions,
-    refresh_days=14,
-    ttl_days=30,
-    seeds=1,
-    bootstrap=20,
-    processes=1,
-)
-HOUSEHOLDS = 80
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("demo") / "home"
-    demo.run(root, households=HOUSEHOLDS, config=TINY)
-    return root
+from tests.integration.conftest import HOUSEHOLDS, TINY
 
 
 def shards(home: Path, service: str) -> pl.DataFrame:
@@ -167,7 +143,7 @@ def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_state(home: 
     other = tmp_path / "home"
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]);"
-        "from tests.integration.test_demo import TINY, HOUSEHOLDS; from jobs import demo;"
+        "from tests.integration.conftest import TINY, HOUSEHOLDS; from jobs import demo;"
         "demo.run(Path(sys.argv[1]), households=HOUSEHOLDS, config=TINY.model_copy(update={'processes': 2}))"
     )
     root = Path(__file__).resolve().parents[2]

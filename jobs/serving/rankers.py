@@ -1,0 +1,204 @@
+"""Rankers as they are served: the same encodings and arrays as in training, the items' part made ahead.
+
+Legend: N candidates, R requests, I items of a view, D embedding dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from feature_repo.contracts.errors import LakeError
+from feature_repo.lake import read_json
+from jobs.features.ranking import RankerEncoder
+from jobs.serving.rows import PlainRows, Vectors
+
+if TYPE_CHECKING:
+    from models.downstream.artifact import SavedRanker
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The features of N candidates of R requests, as they were read.
+
+    Attributes
+    ----------
+    moment
+        Microseconds; what was read is what was available then.
+    who
+        int64 [N], the request of each candidate.
+    item_ids
+        N of them.
+    users, contexts
+        [R] rows: ``user_id`` and plain user features, and what the requests say of themselves.
+    items
+        Per plain item view the row of each candidate, int64 [N]; -1 for the empty row.
+    vectors
+        Per embedding view: R vectors of users, N of items.
+    """
+
+    moment: int
+    who: np.ndarray
+    item_ids: pa.Array
+    users: pl.DataFrame
+    contexts: pl.DataFrame
+    items: dict[str, np.ndarray]
+    vectors: dict[str, Vectors]
+
+    def frame(self, plain: Mapping[str, PlainRows], chosen: np.ndarray) -> pl.DataFrame:
+        """Return some candidates' features as a training set has them: ids, context, ``<view>__<feature>``."""
+        who = self.who[chosen]
+        parts = [
+            self.users[who.tolist()],
+            pl.DataFrame({"item_id": pl.Series(pl.from_arrow(self.item_ids.take(pa.array(chosen))))}),
+            self.contexts[who.tolist()],
+        ]
+        parts += [
+            plain[view].frame[(rows[chosen] % plain[view].frame.height).tolist()] for view, rows in self.items.items()
+        ]
+        for view, read in self.vectors.items():
+            places = who if view.startswith("user") else chosen
+            found = read.found[places]
+            vectors = [
+                vector if there else None for vector, there in zip(read.values[places].tolist(), found, strict=True)
+            ]
+            clocks = [
+                clock if there else None for clock, there in zip(read.available_us[places].tolist(), found, strict=True)
+            ]
+            parts.append(
+                pl.DataFrame(
+                    {f"{view}__embedding": vectors, f"{view}__available_us": clocks},
+                    schema={f"{view}__embedding": pl.List(pl.Float32), f"{view}__available_us": pl.Int64},
+                )
+            )
+        return pl.concat(parts, how="horizontal")
+
+
+@dataclass(frozen=True)
+class ServedRanker:
+    """One consumer's model: of its variants and seeds the one with the least validation loss.
+
+    Attributes
+    ----------
+    name, task
+        Of the consumer.
+    views
+        Embedding views that the model reads.
+    """
+
+    name: str
+    task: str
+    digest: str
+    encoder: RankerEncoder
+    saved: SavedRanker
+
+    @classmethod
+    def load(cls, root: Path, name: str, part: Mapping[str, Any], spaces: Mapping[str, str]) -> ServedRanker:
+        """Read a consumer of a release.
+
+        Parameters
+        ----------
+        part
+            What the release says of it.
+        spaces
+            Embedding view -> the space that is going to be fed.
+
+        Raises
+        ------
+        LakeError
+            If its folder lacks a trained model.
+        SpaceMismatchError
+            If a model was trained with another space.
+        """
+        from models.downstream.artifact import load_ranker
+
+        folder = root / part["artifact"]
+        encoder = RankerEncoder.load(folder / "encoder.json")
+        return cls(name, part["task"], part["digest"], encoder, load_ranker(best_model(folder), spaces))
+
+    @cached_property
+    def views(self) -> tuple[str, ...]:
+        """Embedding views that the model reads."""
+        return tuple(name for name, _ in self.saved.model.spec.embeddings)
+
+    @cached_property
+    def context(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Columns that a request brings itself: categories, numbers."""
+        fields = self.encoder.fields
+        return tuple(n for n in fields.cats if "__" not in n), tuple(n for n in fields.nums if "__" not in n)
+
+    def codes(self, plain: Mapping[str, PlainRows]) -> dict[str, dict[str, np.ndarray]]:
+        """Encode all items of every plain view, the empty row among them: view -> column -> [I + 1]."""
+        return {view: self.encoder.encode(rows.frame) for view, rows in plain.items()}
+
+    def score(self, rows: Rows, codes: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
+        """Return the probability of the task's outcome per candidate, float64 [N]."""
+        from models.downstream.fit import predict
+
+        who, encoder = rows.who, self.encoder
+        encoded = {"item_id": encoder.ids["item_id"].encode(pl.Series(pl.from_arrow(rows.item_ids)))}
+        asked = encoder.encode(rows.users) | encoder.encode(rows.contexts)
+        encoded |= {name: values[who] for name, values in asked.items()}
+        for view, places in rows.items.items():
+            encoded |= {name: values[places] for name, values in codes[view].items()}
+        cats, crosses, nums = encoder.arrays(encoded)
+        logit = predict(self.saved.model, ranker_data(cats, crosses, nums, self._embeddings(rows)))
+        return probability(logit, self.saved.extra["offset"])
+
+    def score_frame(self, frame: pl.DataFrame) -> np.ndarray:
+        """Return the same for rows as a training set has them: ids, context and joined features."""
+        from models.downstream.fit import predict
+
+        cats, crosses, nums = self.encoder.arrays(self.encoder.encode(frame))
+        embeddings: dict[str, Any] = {}
+        for view, dim in self.saved.model.spec.embeddings:
+            vectors = frame[f"{view}__embedding"]
+            there = vectors.is_not_null().to_numpy()
+            table = np.array(vectors.drop_nulls().to_list(), np.float32).reshape(-1, dim)
+            embeddings[view] = (table, np.where(there, np.cumsum(there) - 1, -1))
+        logit = predict(self.saved.model, ranker_data(cats, crosses, nums, embeddings))
+        return probability(logit, self.saved.extra["offset"])
+
+    def _embeddings(self, rows: Rows) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for view in self.views:
+            read = rows.vectors[view]
+            places = rows.who if view.startswith("user") else np.arange(len(rows.who))
+            found[view] = (read.values, np.where(read.found[places], places, -1))
+        return found
+
+
+def best_model(folder: Path) -> Path:
+    """Return the folder of the model with the least validation loss, of all variants and seeds of a consumer.
+
+    Raises
+    ------
+    LakeError
+        If there is none.
+    """
+    curves = sorted(folder.glob("*/seed-*/curve.json"))
+    if not curves:
+        raise LakeError(f"{folder} holds no trained model. Run `headwater train-downstream` and release it again.")
+    losses = [min(point["valid_loss"] for point in read_json(path)["points"]) for path in curves]
+    return curves[int(np.argmin(losses))].parent
+
+
+def ranker_data(cats: np.ndarray, crosses: np.ndarray, nums: np.ndarray, embeddings: dict[str, Any]) -> Any:
+    """Return rows without labels as a ranker's input."""
+    from models.downstream.inputs import RankerData
+
+    count = len(cats)
+    ones = np.ones(count, np.float32)
+    return RankerData(cats, crosses, nums, embeddings, np.zeros(count, np.float32), ones, np.zeros(count, np.int64))
+
+
+def probability(logit: np.ndarray, offset: float) -> np.ndarray:
+    """Return probabilities float64 [N] for the log before down-sampling."""
+    return np.asarray(1.0 / (1.0 + np.exp(-(logit.astype(np.float64) + offset))))
