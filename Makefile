@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online bench-upstream bench-periods crash-matrix clean
+.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving bench-upstream bench-periods crash-matrix clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,9 @@ bench-pit: $(READY)  ## time and memory of point-in-time joins beside Feast, Pol
 
 bench-online: $(READY)  ## materialization and online reads beside Feast and the floor, SQLite and Redis (a quarter of an hour)
 	@$(BIN)/python -m benchmarks.online
+
+fuzz-serving: $(READY)  ## malformed requests by the server's own OpenAPI document, thousands of cases (minutes)
+	@FUZZ_CASES=400 $(BIN)/python -m pytest -s tests/integration/test_serving.py -k malformed --timeout 1500
 
 check: $(READY)  ## lint and type-check
 	@$(BIN)/ruff check .

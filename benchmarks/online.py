@@ -11,6 +11,8 @@ in one process after a warm-up, ids drawn anew for each call, all of them found.
 The floor of materialization is the store's own client with bytes that are ready: a redis-py pipeline of HSET without
 a look at what is stored, ``executemany`` of SQLite in key order. The floor of reads is MGET of the same vectors packed
 one per key (Redis) and one SELECT per call (SQLite), neither with a clock, a lookup of the view or a decision.
+
+What is measured over HTTP, and of recommendations and the index, is said in benchmarks/online_http.py.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import online_http
 from benchmarks.online_engines import LOADERS, READERS, prepare
 
 RESULTS = Path(__file__).parent / "results" / "online.json"
@@ -160,6 +163,7 @@ def run(sizes: list[int]) -> list[dict[str, Any]]:
             in_own_process("materialize", store, READ_ROWS, "ours", folder, port)
             found = [row for engine in READERS for row in in_own_process("read", store, 0, engine, folder, port)]
             rows += sorted(found, key=lambda row: row["size"])
+        rows += online_http.run(folder, timed, small=len(sizes) == 1)
     return with_ratios(rows)
 
 

@@ -22,6 +22,7 @@ from jobs.serving.rows import PlainRows, Vectors
 
 if TYPE_CHECKING:
     from models.downstream.artifact import SavedRanker
+    from models.downstream.inputs import RankerData
 
 
 @dataclass(frozen=True)
@@ -142,29 +143,30 @@ class ServedRanker:
         """Return the probability of the task's outcome per candidate, float64 [N]."""
         from models.downstream.fit import predict
 
+        return probability(predict(self.saved.model, self.inputs(rows, codes)), self.saved.extra["offset"])
+
+    def inputs(self, rows: Rows, codes: Mapping[str, Mapping[str, np.ndarray]]) -> RankerData:
+        """Return the candidates as the model takes them; `codes` are those of :meth:`codes`."""
         who, encoder = rows.who, self.encoder
         encoded = {"item_id": encoder.ids["item_id"].encode(pl.Series(pl.from_arrow(rows.item_ids)))}
         asked = encoder.encode(rows.users) | encoder.encode(rows.contexts)
         encoded |= {name: values[who] for name, values in asked.items()}
         for view, places in rows.items.items():
             encoded |= {name: values[places] for name, values in codes[view].items()}
-        cats, crosses, nums = encoder.arrays(encoded)
-        logit = predict(self.saved.model, ranker_data(cats, crosses, nums, self._embeddings(rows)))
-        return probability(logit, self.saved.extra["offset"])
+        return ranker_data(*encoder.arrays(encoded), self._embeddings(rows))
 
     def score_frame(self, frame: pl.DataFrame) -> np.ndarray:
         """Return the same for rows as a training set has them: ids, context and joined features."""
         from models.downstream.fit import predict
 
-        cats, crosses, nums = self.encoder.arrays(self.encoder.encode(frame))
         embeddings: dict[str, Any] = {}
         for view, dim in self.saved.model.spec.embeddings:
             vectors = frame[f"{view}__embedding"]
             there = vectors.is_not_null().to_numpy()
             table = np.array(vectors.drop_nulls().to_list(), np.float32).reshape(-1, dim)
             embeddings[view] = (table, np.where(there, np.cumsum(there) - 1, -1))
-        logit = predict(self.saved.model, ranker_data(cats, crosses, nums, embeddings))
-        return probability(logit, self.saved.extra["offset"])
+        data = ranker_data(*self.encoder.arrays(self.encoder.encode(frame)), embeddings)
+        return probability(predict(self.saved.model, data), self.saved.extra["offset"])
 
     def _embeddings(self, rows: Rows) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -190,7 +192,7 @@ def best_model(folder: Path) -> Path:
     return curves[int(np.argmin(losses))].parent
 
 
-def ranker_data(cats: np.ndarray, crosses: np.ndarray, nums: np.ndarray, embeddings: dict[str, Any]) -> Any:
+def ranker_data(cats: np.ndarray, crosses: np.ndarray, nums: np.ndarray, embeddings: dict[str, Any]) -> RankerData:
     """Return rows without labels as a ranker's input."""
     from models.downstream.inputs import RankerData
 
