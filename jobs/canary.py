@@ -64,7 +64,7 @@ def canaries(
 
 
 def _recent(ws: Workspace, consumer: str, label: str, as_of: datetime) -> TrainingSet | None:
-    """Open the shards of a consumer's training set that hold rows of the window; None where there are none."""
+    """Open the rows of a consumer's training set that lie in the window; None where no shard has any."""
     from jobs.features.ranking import TrainingSet
 
     folder = ws.home.training_sets / consumer
@@ -75,7 +75,7 @@ def _recent(ws: Workspace, consumer: str, label: str, as_of: datetime) -> Traini
         for name in read_json(folder / "manifest.json")["files"]
         if any(low < as_of and high >= as_of - WINDOW for low, high in _time_ranges(folder / name))
     ]
-    return TrainingSet(folder, label, names) if names else None
+    return TrainingSet(folder, label, names, (as_of - WINDOW, as_of)) if names else None
 
 
 def _time_ranges(shard: Path) -> Iterator[tuple[datetime, datetime]]:
@@ -105,7 +105,7 @@ def _canary(
     artifact = ws.home.root / record["record"]["artifact"]
     # The last variant reads every version that the consumer is pinned to; it is the one that would serve.
     variant = read_json(artifact / "consumer.json")["variants"][-1]
-    rows = np.flatnonzero(source.between(as_of - WINDOW, as_of))[-MAX_ROWS:]
+    rows = np.arange(source.frame.height)[-MAX_ROWS:]
     label = source.known_by(as_of)[rows]
     if min(label.sum(), len(label) - label.sum()) < MIN_POSITIVES or view not in variant["views"]:
         return None

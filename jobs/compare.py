@@ -108,8 +108,8 @@ def _consumers(
                         "entity": entity,
                         "new vectors": way,
                         "rows": canary.rows,
-                        f"AUC with {old}": canary.auc_before,
-                        "AUC with the new": canary.auc_now,
+                        f"AUC with {old}": canary.before,
+                        "AUC with the new": canary.now,
                         "noise": canary.noise,
                     }
                 )

@@ -89,10 +89,14 @@ def _evidence(
 ) -> Callable[[], Evidence]:
     def gather() -> Evidence:
         from jobs.canary import canaries
+        from jobs.canary_retrieval import retrieval_canaries
         from validation.evidence import Evidence
 
-        found = canaries(ws, version, entity, path, previous, as_of) if previous is not None else ()
-        return Evidence(raw_sample(upstream, entity, path, as_of), found)
+        raw = raw_sample(upstream, entity, path, as_of)
+        if previous is None:
+            return Evidence(raw)
+        held = (ws, version, entity, path, previous, as_of)
+        return Evidence(raw, (*canaries(*held), *retrieval_canaries(*held)))
 
     return gather
 

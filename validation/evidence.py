@@ -46,23 +46,27 @@ class RawSample:
 
 @dataclass(frozen=True)
 class Canary:
-    """How one live consumer ranks recent labelled rows with the previous snapshot and with the new one.
+    """How well one live consumer does on recent rows with the previous snapshot and with the new one.
 
     Attributes
     ----------
     rows
-        Labelled rows that were scored.
-    auc_before, auc_now
-        Area under the ROC curve with the previous and with the new snapshot, everything else equal.
+        Labelled rows that were scored, or users that were asked about.
+    before, now
+        The metric with the previous and with the new snapshot, everything else equal.
     noise
         Standard error of their difference over resampled users.
+    metric, unit
+        What is measured, more is better, and what the rows are.
     """
 
     consumer: str
     rows: int
-    auc_before: float
-    auc_now: float
+    before: float
+    now: float
     noise: float
+    metric: str = "AUC"
+    unit: str = "rows"
 
     def __post_init__(self) -> None:
         """Refuse names that cannot name a check."""
@@ -99,7 +103,7 @@ def evidence_statistics(
     if found.raw is not None:
         summary |= _agreement(path, spec, previous, found.raw, bounds.agreement)
     for canary in found.canaries:
-        summary[f"canary_{canary.consumer}_fall"] = canary.auc_before - canary.auc_now
+        summary[f"canary_{canary.consumer}_fall"] = canary.before - canary.now
     return write_summary(workdir / f"{spec.snapshot_id}.evidence.parquet", summary), summary
 
 
@@ -116,13 +120,14 @@ def evidence_rules(found: Evidence, bounds: Bounds) -> list[Rule]:
             must("agreement_norms", "agreement_norms_off", (0, 0), "norms that are not the model's"),
         ]
     for canary in found.canaries:
-        ceiling = max(bounds.canary_fall, bounds.canary_noises * canary.noise)
+        least = bounds.canary_fall if canary.metric == "AUC" else bounds.canary_recall_fall
+        ceiling = max(least, bounds.canary_noises * canary.noise)
         note = (
-            f"AUC {canary.auc_before:.4f} before and {canary.auc_now:.4f} now on {canary.rows:,} rows, "
+            f"{canary.metric} {canary.before:.4f} before and {canary.now:.4f} now on {canary.rows:,} {canary.unit}, "
             f"noise {canary.noise:.4f}"
         )
         name = f"canary_{canary.consumer}"
-        rules.append(must(name, f"{name}_fall", (None, ceiling), "a live consumer ranks worse with it", note))
+        rules.append(must(name, f"{name}_fall", (None, ceiling), "a live consumer does worse with it", note))
     return rules
 
 

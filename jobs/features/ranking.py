@@ -190,9 +190,17 @@ class TrainingSet:
         ``click`` or ``conversion``.
     shards
         Names of the shards to read; None for all.
+    within
+        Read only the rows in [first, second); None for all.
     """
 
-    def __init__(self, folder: Path, label: str, shards: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        label: str,
+        shards: Sequence[str] | None = None,
+        within: tuple[datetime, datetime] | None = None,
+    ) -> None:
         self.manifest: dict[str, Any] = read_json(folder / "manifest.json")
         self._files = [str(folder / name) for name in shards or self.manifest["files"]]
         self._label = label
@@ -200,8 +208,12 @@ class TrainingSet:
             f"{view}__embedding" for view in self.manifest["request"]["views"] if view.split("_")[1] == "embedding"
         ]
         self.views = [name.removesuffix("__embedding") for name in vectors]
+        moment = pads.field("event_timestamp")
+        self._chosen = None if within is None else (moment >= within[0]) & (moment < within[1])
         names = pads.dataset(self._files).schema.names
         self.frame = pl.read_parquet(self._files, columns=[name for name in names if name not in vectors])
+        if within is not None:
+            self.frame = self.frame.filter(pl.col("event_timestamp").is_between(*within, closed="left"))
 
     def between(self, start: datetime, end: datetime | None) -> np.ndarray:
         """Return which rows lie in [start, end), or from start on: bool [N]."""
@@ -225,7 +237,7 @@ class TrainingSet:
         distinct = rows.drop_nulls(read[1]).unique(read, keep="first", maintain_order=True).with_row_index("at")
         joined = rows.join(distinct.select(*read, "at"), on=read, how="left", maintain_order="left")
         index = joined["at"].cast(pl.Int64).fill_null(-1).to_numpy()
-        column = pads.dataset(self._files).to_table(columns=[f"{view}__embedding"]).column(0)
+        column = pads.dataset(self._files).to_table([f"{view}__embedding"], filter=self._chosen).column(0)
         taken = column.take(pa.array(distinct["row"].to_numpy()))
         parts = [chunk.flatten() for chunk in taken.chunks]
         values = pa.chunked_array(parts, pa.float32()).to_numpy()

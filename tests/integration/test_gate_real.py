@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,10 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from feature_repo.contracts.errors import ConfigError, LakeError, NotFoundError, SnapshotRefusedError
+from feature_repo.contracts.types import Entity
 from jobs import (
     apply,
     backfill,
     canary,
+    canary_retrieval,
     demo,
     gate_faults,
     refresh,
@@ -235,10 +238,10 @@ def test_a_canary_compares_two_snapshots_on_the_same_rows(ranked: Workspace, mom
     same = canary.canaries(ranked, "v1", "item", path, path, moment)
     (other,) = canary.canaries(ranked, "v1", "item", damaged, path, moment)
 
-    assert [(item.consumer, item.auc_now) for item in same] == [("ctr_ranker", same[0].auc_before)]
+    assert [(item.consumer, item.now) for item in same] == [("ctr_ranker", same[0].before)]
     assert same[0].noise == 0 and same[0].rows > 200
-    assert other.auc_before == pytest.approx(same[0].auc_before)
-    assert other.auc_now != pytest.approx(other.auc_before, abs=1e-9) and other.noise > 0
+    assert other.before == pytest.approx(same[0].before)
+    assert other.now != pytest.approx(other.before, abs=1e-9) and other.noise > 0
 
 
 def test_a_refresh_asks_the_live_rankers(ranked: Workspace, moment: datetime) -> None:
@@ -252,3 +255,58 @@ def test_no_rows_or_no_ranker_give_no_canary(ranked: Workspace, moment: datetime
     path = ranked.home.snapshot_file("item_embedding_v1", moment)
     assert canary.canaries(ranked, "v1", "item", path, path, moment - timedelta(days=300)) == ()
     assert canary.canaries(ranked, "v2", "item", path, path, moment) == ()
+
+
+@pytest.fixture(scope="module")
+def retrieving(ws: Workspace) -> Workspace:
+    """The same home with a live retrieval consumer."""
+    record = {"views": ["user_embedding_v1", "item_embedding_v1"], "artifact": "artifacts/retrieval-1"}
+    ws.ledger.put_consumer("retrieval", "retrieval", ["v1"], record)
+    # Eighty households hardly convert; what they buy is there every week.
+    save_config(SMALL.model_copy(update={"retrieval_actions": ("purchase",)}), ws.home)
+    return Workspace.open(ws.home.root)
+
+
+@pytest.mark.parametrize("entity", ["user", "item"])
+def test_the_canary_of_retrieval_sees_vectors_of_others(
+    retrieving: Workspace, moment: datetime, tmp_path: Path, entity: Entity
+) -> None:
+    path = retrieving.home.snapshot_file(f"{entity}_embedding_v1", moment)
+    damaged = tmp_path / "damaged.parquet"
+    pl.read_parquet(path).with_columns(pl.col("embedding").shuffle(seed=3)).write_parquet(damaged)
+
+    (same,) = canary_retrieval.retrieval_canaries(retrieving, "v1", entity, path, path, moment)
+    (other,) = canary_retrieval.retrieval_canaries(retrieving, "v1", entity, damaged, path, moment)
+
+    assert (same.consumer, same.metric.split("@")[0], same.noise) == ("retrieval", "recall", 0)
+    assert same.now == same.before == other.before > 0 and same.rows >= canary.MIN_POSITIVES
+    assert other.now < other.before and other.noise > 0
+
+
+def test_a_refresh_that_retrieval_cannot_use_is_refused(
+    retrieving: Workspace, moment: datetime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = retrieving.home.snapshot_file("item_embedding_v1", moment)
+    verdict = snapshot.check(retrieving, path, "v1", moment)
+    found = next(check for check in verdict.checks if check.name == "canary_retrieval")
+    assert verdict.accepted is found.passed is True
+
+    # A model that says the same nonsense again when it is asked again: agreement cannot see it, the canary can.
+    original = canary_retrieval.aligned_pair
+
+    def worse(*arguments: Any) -> Any:
+        ids, before, now = original(*arguments)
+        return ids, before, np.random.default_rng(0).permutation(now)
+
+    monkeypatch.setattr(canary_retrieval, "aligned_pair", worse)
+    verdict = snapshot.check(retrieving, path, "v1", moment)
+    assert [check.name for check in verdict.failures()] == ["canary_retrieval"]
+
+
+def test_retrieval_without_choices_or_on_another_version_gives_no_canary(
+    retrieving: Workspace, moment: datetime
+) -> None:
+    path = retrieving.home.snapshot_file("item_embedding_v1", moment)
+    early = moment - timedelta(days=300)
+    assert canary_retrieval.retrieval_canaries(retrieving, "v1", "item", path, path, early) == ()
+    assert canary_retrieval.retrieval_canaries(retrieving, "v2", "item", path, path, moment) == ()

@@ -106,6 +106,17 @@ def test_a_fall_beyond_the_noise_refuses(now: float, noise: float, accepted: boo
     assert "AUC 0.8000 before" in found.bound and "5,000 rows" in found.bound
 
 
+@pytest.mark.parametrize(
+    ("now", "noise", "accepted"), [(0.28, 0.001, False), (0.28, 0.01, True), (0.297, 0.001, True), (0.33, 0.0, True)]
+)
+def test_a_recall_has_a_bound_of_its_own(now: float, noise: float, accepted: bool, kit: Any, gate: Gate) -> None:
+    canary = Canary("retrieval", 900, 0.3, now, noise, "recall@100", "users")
+    verdict = check(kit, gate, kit.vectors(), lambda: Evidence(canaries=[canary]))
+    found = next(item for item in verdict.checks if item.name == "canary_retrieval")
+    assert verdict.accepted is accepted and found.passed is accepted
+    assert "recall@100 0.3000 before" in found.bound and "900 users" in found.bound
+
+
 def test_an_auc_that_is_no_number_refuses(kit: Any, gate: Gate) -> None:
     canary = Canary("ctr_ranker", 5_000, 0.8, float("nan"), 0.001)
     verdict = check(kit, gate, kit.vectors(), lambda: Evidence(canaries=[canary]))
