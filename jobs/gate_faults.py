@@ -6,8 +6,10 @@ Not a command of `headwater`: `make gate-faults` and the tests run it.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +22,7 @@ import pyarrow.parquet as pq
 from feature_repo.contracts.naming import embedding_view, join_key
 from feature_repo.contracts.types import Entity, Snapshot, Verdict
 from jobs.refresh import Upstream, aligned, read_vectors
-from jobs.snapshot_gate import judge
+from jobs.snapshot_gate import judge, raw_sample
 from jobs.workspace import Progress, Workspace, silent
 from validation.corruptions import Fault, Material, rotation, with_matrix
 from validation.faults import FAULTS
@@ -39,6 +41,7 @@ class Outcome:
     verdict: str
     failed: tuple[str, ...]
     seconds: float
+    checks: int = 0
 
     @property
     def right(self) -> bool:
@@ -48,13 +51,21 @@ class Outcome:
         )
 
 
+Once = Callable[[str, Callable[[], Outcome]], Outcome]
+
+
+def always(name: str, ask: Callable[[], Outcome]) -> Outcome:
+    """Ask every time; `benchmarks/gate_faults.py` gives a function that keeps what a killed run found."""
+    return ask()
+
+
 def outcome(entity: str, fault: Fault, verdict: Verdict, seconds: float) -> Outcome:
     """Return what a verdict says of a fault."""
     failed = tuple(check.name for check in verdict.failures()) or ((verdict.error or "",) if verdict.error else ())
     if verdict.accepted:
         failed = tuple(check.name for check in verdict.checks if not check.passed)
     word = "accepted" if verdict.accepted else "refused"
-    return Outcome(entity, fault.name, fault.expected, fault.check, word, failed, seconds)
+    return Outcome(entity, fault.name, fault.expected, fault.check, word, failed, seconds, len(verdict.checks))
 
 
 def material(ws: Workspace, version: str, other_version: str, entity: Entity, snapshot: Snapshot) -> Material:
@@ -120,7 +131,14 @@ def _popular(ws: Workspace, entity: Entity, ids: pl.Series, as_of: datetime) -> 
 
 
 def inject(
-    ws: Workspace, version: str, other_version: str, entity: Entity, as_of: datetime, *, progress: Progress = silent
+    ws: Workspace,
+    version: str,
+    other_version: str,
+    entity: Entity,
+    as_of: datetime,
+    *,
+    once: Once = always,
+    progress: Progress = silent,
 ) -> list[Outcome]:
     """Apply every fault to the snapshot of one moment and ask the gate, as a refresh would."""
     view = embedding_view(entity, version)
@@ -130,15 +148,19 @@ def inject(
     outcomes = []
     with TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.parquet"
-        for step, fault in enumerate(FAULTS):
-            progress(f"faults of {entity} vectors", step, len(FAULTS))
+
+        def ask(fault: Fault) -> Outcome:
             table = found.good if fault.table is None else fault.table(found)
             pq.write_table(table, path, compression="zstd", row_group_size=64 * 1024)
             if fault.file is not None:
                 fault.file(path)
             started = time.perf_counter()
             verdict = judge(ws, upstream, version, entity, path, as_of)
-            outcomes.append(outcome(entity, fault, verdict, time.perf_counter() - started))
+            return outcome(entity, fault, verdict, time.perf_counter() - started)
+
+        for step, fault in enumerate(FAULTS):
+            progress(f"faults of {entity} vectors", step, len(FAULTS))
+            outcomes.append(once(f"{snapshot.sha256} {fault.name}", partial(ask, fault)))
     progress(f"faults of {entity} vectors", len(FAULTS), len(FAULTS))
     return outcomes
 
@@ -187,14 +209,50 @@ def slow_drift(ws: Workspace, version: str, entity: Entity, as_of: datetime) -> 
     return outcome(entity, fault, verdict, (time.perf_counter() - started) / (len(files) + 1))
 
 
-def clean(ws: Workspace, version: str, entity: Entity, *, progress: Progress = silent) -> list[tuple[str, Verdict]]:
+def clean(
+    ws: Workspace, version: str, entity: Entity, *, once: Once = always, progress: Progress = silent
+) -> list[Outcome]:
     """Gate every accepted snapshot of a version again: real refreshes with new entities and natural drift."""
     upstream = _upstream(ws, version)
-    verdicts = []
+
+    def ask(snapshot: Snapshot) -> Outcome:
+        started = time.perf_counter()
+        verdict = judge(ws, upstream, version, entity, ws.home.root / snapshot.path, snapshot.as_of)
+        none = Fault(snapshot.snapshot_id, "", expected="accepted")
+        return outcome(entity, none, verdict, time.perf_counter() - started)
+
+    outcomes = []
     snapshots = ws.ledger.snapshots(embedding_view(entity, version), accepted=True)
     for step, snapshot in enumerate(snapshots):
         progress(f"clean refreshes of {entity} vectors", step, len(snapshots))
-        verdict = judge(ws, upstream, version, entity, ws.home.root / snapshot.path, snapshot.as_of)
-        verdicts.append((snapshot.snapshot_id, verdict))
+        outcomes.append(once(f"{snapshot.sha256} clean", partial(ask, snapshot)))
     progress(f"clean refreshes of {entity} vectors", len(snapshots), len(snapshots))
-    return verdicts
+    return outcomes
+
+
+def seconds_per_part(ws: Workspace, version: str, entity: Entity, as_of: datetime) -> dict[str, float]:
+    """Return the seconds of each part of the gate on one good snapshot, the second time it is asked.
+
+    ``statistics`` is the file, the streaming pass, the comparisons and Great Expectations together.
+    """
+    from jobs.canary import canaries
+    from jobs.canary_retrieval import retrieval_canaries
+
+    upstream = _upstream(ws, version)
+    snapshots = [s for s in ws.ledger.snapshots(embedding_view(entity, version), accepted=True) if s.as_of <= as_of]
+    path, previous = (ws.home.root / snapshot.path for snapshot in (snapshots[-1], snapshots[-2]))
+    held = (ws, version, entity, path, previous, as_of)
+    parts: dict[str, Callable[[], Any]] = {
+        "whole": lambda: judge(ws, upstream, version, entity, path, as_of),
+        "agreement": lambda: raw_sample(upstream, entity, path, as_of),
+        "canaries of rankers": lambda: canaries(*held),
+        "canary of retrieval": lambda: retrieval_canaries(*held),
+    }
+    seconds = {}
+    for name, work in parts.items():
+        work()
+        started = time.perf_counter()
+        work()
+        seconds[name] = round(time.perf_counter() - started, 3)
+    rest = seconds["whole"] - sum(value for name, value in seconds.items() if name != "whole")
+    return {"statistics": round(rest, 3), **seconds}

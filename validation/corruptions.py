@@ -79,7 +79,7 @@ class Fault:
     ----------
     check
         The critical check that must fail, or two with "or" between them where it depends on how fast entities
-        move; for ``accepted`` there is none, and warnings are allowed.
+        move or how alike two models are; for ``accepted`` there is none, and warnings are allowed.
     table
         Makes the bad table. None: the file itself is damaged by `file` after a good table was written.
     """
