@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from feature_repo.lake import read_json, write_json
 from jobs import (
     apply,
     backfill,
+    docs,
     evaluate,
     materialize,
     report,
@@ -85,6 +87,7 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
             except NotReadyError as error:
                 skipped.append({"task": consumer.task, "why": str(error)})
                 progress(f"{name} skipped: {error}", 1, 1)
+        watch.time("docs", lambda: docs.run(ws, datetime.now(UTC), only=docs.worth_a_page(ws), progress=progress))
         result = watch.time("evaluate", lambda: evaluate.run(ws, skipped=skipped, progress=progress))
         page = watch.time("report", lambda: report.run(ws.home.root))
     return Result(result.summary, page, skipped)

@@ -1,6 +1,7 @@
 """Docs: the gate's pages, one per snapshot, an index of all refreshes, and Great Expectations' Data Docs beside them.
 
-Every page is one file that opens offline: style and pictures are inside, and a content policy forbids any request.
+Every page opens offline and a content policy forbids any request. The gate's own pages are one file each, with style
+and pictures inside; Data Docs have theirs beside them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def run(ws: Workspace, now: datetime, *, only: Collection[str] | None = None, pr
     now
         The moment that the pages show as their own.
     only
-        Ids of the snapshots whose pages to write; the index always has all of them.
+        Ids of the snapshots whose pages to write; the index always has all of them, and links to pages that are there.
 
     Raises
     ------
@@ -59,16 +60,29 @@ def run(ws: Workspace, now: datetime, *, only: Collection[str] | None = None, pr
         raise NotFoundError(f"No snapshot '{unknown[0]}'. `headwater snapshot list` lists them.")
     folder = ws.home.reports / "gate"
     decisions = {decision.sha256: decision for decision in ws.ledger.decisions()}
+    # Links lead to what is written now or was before.
+    linked = {snapshot.snapshot_id for snapshot in snapshots if only is None or snapshot.snapshot_id in only}
+    linked |= {path.stem for path in folder.glob("*.html")}
     done = 0
     for _, group in groupby(snapshots, key=lambda snapshot: snapshot.view):
-        done += _pages_of_view(ws, list(group), decisions, only, folder, now, progress)
+        done += _pages_of_view(ws, list(group), decisions, only, folder, linked, now, progress)
     progress("data docs", 0, 1)
     verdicts = {snapshot.snapshot_id: snapshot.verdict for snapshot in snapshots}
     build_data_docs(verdicts, folder / "data_docs", checked_at=now, only=only)
     progress("data docs", 1, 1)
     index = folder / "index.html"
-    _write(index, "gate_index.html.jinja", views=_views(snapshots, decisions), now=now, whole=only is None)
+    _write(index, "gate_index.html.jinja", views=_views(snapshots, decisions), linked=linked, now=now)
     return Result(index, done)
+
+
+def worth_a_page(ws: Workspace) -> set[str]:
+    """Return the ids of every refused snapshot, and of the newest of each view: what a run writes pages of.
+
+    Pages of all take a second for every ten snapshots; `headwater docs` writes them.
+    """
+    snapshots = ws.ledger.snapshots()
+    newest = {snapshot.view: snapshot.snapshot_id for snapshot in snapshots}
+    return {*newest.values(), *(snapshot.snapshot_id for snapshot in snapshots if not snapshot.accepted)}
 
 
 def _pages_of_view(
@@ -77,27 +91,27 @@ def _pages_of_view(
     decisions: dict[str, Decision],
     only: Collection[str] | None,
     folder: Path,
+    linked: Collection[str],
     now: datetime,
     progress: Progress,
 ) -> int:
     from jobs import snapshot_pages
 
-    before, done = None, 0
+    @lru_cache(maxsize=2)
+    def vectors(at: int) -> snapshot_pages.Vectors | None:
+        snapshot = snapshots[at]
+        return None if snapshot.space_id is None else snapshot_pages.read(ws.home.root / snapshot.path, snapshot.entity)
+
     wanted = [at for at, snapshot in enumerate(snapshots) if only is None or snapshot.snapshot_id in only]
-    for at, snapshot in enumerate(snapshots):
-        if not wanted or at > wanted[-1]:
-            break
-        vectors = None
-        if snapshot.space_id is not None and (at in wanted or snapshot.accepted):
-            vectors = snapshot_pages.read(ws.home.root / snapshot.path, snapshot.entity)
-        if at in wanted:
-            progress(f"pages of {snapshot.view}", done, len(wanted))
-            values = snapshot_pages.page(ws, snapshot, snapshots, decisions.get(snapshot.sha256), vectors, before)
-            _write(folder / f"{snapshot.snapshot_id}.html", "gate_snapshot.html.jinja", now=now, **values)
-            done += 1
-        if snapshot.accepted:
-            before = vectors
-    return done
+    for done, at in enumerate(wanted):
+        snapshot = snapshots[at]
+        progress(f"pages of {snapshot.view}", done, len(wanted))
+        earlier = next((place for place in range(at - 1, -1, -1) if snapshots[place].accepted), None)
+        before = None if earlier is None else vectors(earlier)
+        values = snapshot_pages.page(ws, snapshot, snapshots, decisions.get(snapshot.sha256), vectors(at), before)
+        path = folder / f"{snapshot.snapshot_id}.html"
+        _write(path, "gate_snapshot.html.jinja", now=now, linked=linked, **values)
+    return len(wanted)
 
 
 def _views(snapshots: list[Snapshot], decisions: dict[str, Decision]) -> list[dict[str, Any]]:

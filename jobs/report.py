@@ -62,7 +62,7 @@ def run(home: Path) -> ReportResult:
         raise LakeError(f"{source} is not valid JSON ({error}). Run `headwater evaluate` again.") from error
     if not isinstance(summary, dict):
         raise LakeError(f"{source} holds no JSON object. Run `headwater evaluate` again.")
-    page = render(summary).encode()
+    page = render(summary, pages=source.with_name("gate").joinpath("index.html").exists()).encode()
     target = source.with_name("report.html")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -73,13 +73,15 @@ def run(home: Path) -> ReportResult:
     return ReportResult(target, len(page))
 
 
-def render(summary: Part) -> str:
+def render(summary: Part, *, pages: bool = False) -> str:
     """Return the report as one HTML page with its style and pictures inside.
 
     Parameters
     ----------
     summary
         What `reports/summary.json` holds. Every key may be absent.
+    pages
+        Whether the gate's own pages lie beside it (`headwater docs`): then it links to them.
 
     Returns
     -------
@@ -98,6 +100,7 @@ def render(summary: Part) -> str:
         splits=history.splits(summary),
         versions=rows_of(summary, "versions"),
         gate=history.gate(part(summary, "gate")),
+        pages=pages,
         training_sets=[{**row, "leak_table": history.leaks(row)} for row in rows_of(summary, "training_sets")],
         curves=history.curves(rows_of(summary, "learning_curves")),
         timings=history.timings(part(summary, "timings_s")),

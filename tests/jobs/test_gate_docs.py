@@ -150,6 +150,26 @@ def test_values_of_the_data_never_become_markup(folder: Path) -> None:
         assert "<script" not in path.read_text(encoding="utf-8").lower()
 
 
+def test_a_run_writes_the_newest_and_the_refused_and_the_index_links_to_those_alone(
+    ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = "user_embedding_v1-5"
+    assert docs.worth_a_page(ws) == {newest}
+    record = ws.ledger.snapshot("user_embedding_v1-2")
+    ws.ledger.put_snapshot(replace(record, accepted=False))
+    assert docs.worth_a_page(ws) == {newest, record.snapshot_id}
+    ws.ledger.put_snapshot(record)
+
+    monkeypatch.setattr(type(ws.home), "reports", property(lambda home: tmp_path))
+    docs.run(ws, NOW, only=docs.worth_a_page(ws))
+    pages = tmp_path / "gate"
+    assert {path.stem for path in pages.glob("*.html")} == {"index", newest}
+    index = (pages / "index.html").read_text(encoding="utf-8")
+    assert f'href="{newest}.html"' in index and "user_embedding_v1-4.html" not in index
+    assert "headwater docs" in index and "2017-07-30" in index
+    assert 'rel="prev"' not in (pages / f"{newest}.html").read_text(encoding="utf-8")
+
+
 def test_a_lost_or_unreadable_file_still_has_its_page(ws: Workspace, folder: Path) -> None:
     record = ws.ledger.snapshot("user_embedding_v1-5")
     broken = ws.home.root / "quarantine" / "broken.parquet"
@@ -192,11 +212,54 @@ def browse(page: Path, folder: Path) -> tuple[list[str], set[str], int]:
     return console, {url for url in urls if not url.startswith(("file:", "data:"))}, shot.stat().st_size
 
 
-@pytest.mark.parametrize("name", ["index", "user_embedding_v1-5", "user_embedding_v1-0", "data_docs/index"])
+PAGES = ["index", "user_embedding_v1-5", "user_embedding_v1-0", "data_docs/index"]
+
+
+@pytest.mark.parametrize("name", [*PAGES, "data_docs/validations/user_embedding_v1-5"])
 def test_pages_open_in_a_browser_without_error_or_request(folder: Path, tmp_path: Path, name: str) -> None:
     console, urls, size = browse(folder / f"{name}.html", tmp_path)
     assert console == [] and urls == set()
     assert size > 5_000
+
+
+PROBE = """
+$(function () {
+  const all = $("td .badge-danger:visible").length;
+  const closed = $(".collapse").is(":visible");
+  $("a[data-toggle=collapse]").trigger("click");
+  $("[data-show=failed]").trigger("click");
+  const failed = $("td .badge-danger:visible").length;
+  const icon = getComputedStyle(document.querySelector(".fa-times"), "::before").fontFamily;
+  document.fonts.load('900 16px "Font Awesome 6 Free"').then(function (fonts) {
+    const opened = $(".collapse.show, .collapsing").length;
+    document.title = [all, failed, closed, opened, fonts.length, icon].join("|");
+  });
+});
+"""
+
+
+def test_data_docs_work_as_their_authors_meant(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "data_docs", tmp_path / "docs")
+    page = tmp_path / "docs" / "validations" / "user_embedding_v1-5.html"
+    (tmp_path / "docs" / "static" / "js" / "probe.js").write_text(PROBE)
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("</head>", '<script defer src="../static/js/probe.js"></script></head>', 1))
+    title = re.findall(r"<title>(.*?)</title>", dump(page, tmp_path))[0]
+    every, failed, closed, opened, fonts, icon = html.unescape(title).split("|")
+    # Three critical checks, of which one failed; the details open on a click; icons come from the vendored font.
+    assert (every, failed) == ("3", "1")
+    assert (closed, opened, fonts) == ("false", "1", "1")
+    assert "Font Awesome 6 Free" in icon
+
+
+def dump(page: Path, folder: Path) -> str:
+    """Return the document that chromium has made of a page once its scripts have run."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--virtual-time-budget=5000"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom"]
+    return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def test_the_browser_test_would_see_a_request_and_an_error(tmp_path: Path) -> None:
