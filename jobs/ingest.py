@@ -6,18 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
 from feature_repo.contracts.errors import InputDataError
 from feature_repo.contracts.types import Entity, Problem
-from feature_repo.lake import Home
+from feature_repo.lake import Home, write_json
 from jobs.ingest_dataset import Dataset
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from feature_repo.contracts.types import Verdict
     from jobs.ingest_store import Tables
     from validation.bad_rows import BadRows
 
@@ -82,6 +84,7 @@ class _Findings:
     tolerated: int
     files: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
+    events_read: int = 0
     problems: list[Problem] = field(default_factory=list)
     bad: list[BadRows] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -104,11 +107,13 @@ class _Findings:
             problems.append(Problem("all files", None, f"more than --max-bad-rows {self.tolerated:,}", rows, remedy))
         raise InputDataError(problems)
 
-    def bad_rows(self) -> int:
-        """Return the number of distinct bad rows; one row may be bad for several reasons."""
+    def bad_rows(self, kind: Kind | None = None) -> int:
+        """Return the number of distinct bad rows of one kind or of all; one row may be bad for several reasons."""
         import polars as pl
 
-        return pl.concat([found.rows for found in self.bad]).n_unique() if self.bad else 0
+        files = [index for index, found in enumerate(self.kinds) if kind in (None, found)]
+        rows = [found.rows.select("__file", "__row") for found in self.bad]
+        return pl.concat(rows).filter(pl.col("__file").is_in(files)).n_unique() if rows else 0
 
     def counts(self) -> dict[str, int]:
         """Return rows by reason."""
@@ -137,7 +142,8 @@ def run(config: IngestConfig, *, progress: Progress = lambda _: None) -> IngestR
     from jobs.ingest_store import bad_row_table, clear_staging, publish, stored
 
     findings = _Findings(config.max_bad_rows)
-    tables, record = _canonical(config, *_checked(config, findings, progress), findings)
+    events, users, items = _checked(config, findings, progress)
+    tables, record = _canonical(config, events, users, items, findings)
     dataset = Dataset(**record, fingerprint=fingerprint(tables.named()), files={})
     short = dataset.fingerprint[:12]
     home = Home(config.home)
@@ -147,10 +153,52 @@ def run(config: IngestConfig, *, progress: Progress = lambda _: None) -> IngestR
         if present is not None:
             progress(f"ingest: {present.name} ({short}) is in the lake already")
             return IngestResult(present, unchanged=True)
+        verdict = _verdict(config, tables.events, users, items, findings)
+        for check in verdict.checks:
+            if not check.passed:
+                progress(f"ingest: warning, {check.name} is {check.observed}, usually {check.bound}: {check.detail}")
         quarantine = bad_row_table(findings.bad, findings.files, findings.kinds) if findings.bad else None
         dataset = publish(home, tables, dataset, quarantine)
+        write_json(verdict.to_dict(), home.reports / "ingest_verdict.json")
     progress(f"ingest: {dataset.rows:,} events of {dataset.name} ({short}) are in the lake")
     return IngestResult(dataset, unchanged=False)
+
+
+def _verdict(
+    config: IngestConfig,
+    events: pl.DataFrame,
+    users: pl.DataFrame | None,
+    items: pl.DataFrame | None,
+    findings: _Findings,
+) -> Verdict:
+    """Let the gate judge the log as a whole, as it is going to be stored.
+
+    Raises
+    ------
+    InputDataError
+        If it refuses.
+    """
+    from validation.gate import default_gate
+    from validation.specs import EventsSpec
+
+    tables: dict[Entity, pl.DataFrame | None] = {"user": users, "item": items}
+    spec = EventsSpec(
+        name=config.name,
+        rows_in=findings.events_read,
+        rows_refused=findings.bad_rows("events"),
+        tolerated=config.max_bad_rows,
+        now=config.now,
+        known_ids={entity: table[f"{entity}_id"] for entity, table in tables.items() if table is not None},
+    )
+    with TemporaryDirectory() as scratch:
+        verdict = default_gate().check_events(events, spec, workdir=Path(scratch))
+    if not verdict.accepted:
+        failed = "; ".join(f"{check.name} {check.observed} ({check.bound})" for check in verdict.failures())
+        remedy = "Report it if the input is as it should be: the rows were good one by one."
+        raise InputDataError(
+            [Problem("all files", None, f"the gate refused it: {failed or verdict.error}", len(events), remedy)]
+        )
+    return verdict
 
 
 def _checked(
@@ -197,6 +245,7 @@ def _read(config: IngestConfig, kind: Kind, findings: _Findings) -> pl.DataFrame
         file = raw.pop(0)
         index = findings.add_file(file.name, kind)
         if kind == "events":
+            findings.events_read += len(file.frame)
             parsed = check_events(file.frame, file.name, index, config.now)
         else:
             parsed = check_table(file.frame, file.name, index, entity, config.now)

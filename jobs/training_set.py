@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from feature_repo.contracts.errors import ConfigError, LakeError, NotReadyError
 from feature_repo.lake import read_json, sha256_of, write_json, write_parquet
 from feature_repo.stores.sources import parquet_files
-from jobs.config import Consumer
+from jobs.config import Config, Consumer
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
@@ -121,10 +122,10 @@ def run(
 
     files = job.to_shards(folder, SHARD_ROWS, progress=tell)
     seconds = time.monotonic() - started
-    manifest = _manifest(ws, consumer, request, files, job.rows)
+    name = service if out is None else f"{service}: {folder.name}"
+    manifest = _manifest(ws, consumer, request, files, job.rows, name)
     manifest |= {"seconds": seconds, "rows_per_s": (job.rows - kept) / seconds if job.rows > kept else None}
     write_json(manifest, manifest_file)
-    name = service if out is None else f"{service}: {folder.name}"
     ws.ledger.put_training_set(name, {**read_json(manifest_file), "service": name})
     return Result(folder, read_json(manifest_file))
 
@@ -179,7 +180,7 @@ def _request(ws: Workspace, service: str, labels: Path | None) -> dict[str, Any]
 
 
 def _manifest(
-    ws: Workspace, consumer: Consumer, request: dict[str, Any], files: list[Path], labels_in: int
+    ws: Workspace, consumer: Consumer, request: dict[str, Any], files: list[Path], labels_in: int, name: str
 ) -> dict[str, Any]:
     """Audit what was written and say what it is.
 
@@ -204,6 +205,7 @@ def _manifest(
     manifest = {
         "request": request,
         "service": consumer.name,
+        "dataset": ws.log.record.name,
         "task": consumer.task,
         "versions": list(consumer.versions),
         "spaces": {version: ws.ledger.version(version).space_id for version in consumer.versions},
@@ -215,13 +217,15 @@ def _manifest(
         "gate": None,
     }
     if label is not None and manifest["rows"]:
-        verdict = _verdict(files, request["views"], label, report.leaks, labels_in, consumer.name)
+        past = _past(ws, consumer, label, name, manifest["start"])
+        verdict = _verdict(files, request["views"], label, report.leaks, labels_in, past, ws.config)
         manifest["gate"] = verdict.to_dict()
         if not verdict.accepted:
             failed = "; ".join(f"{check.name} {check.observed} ({check.bound})" for check in verdict.failures())
             raise LakeError(
                 f"The gate refused the training set in {files[0].parent}: {failed or verdict.error}. It must not be "
-                "used. Remove the folder and run again; if it stays so, look at the labels and the feature views."
+                "used. Remove the folder and run again; if it stays so, look at the labels and the feature views. "
+                "If the label rate really changed so much, raise label_rate_factor in config.yaml."
             )
     elif report.leaks or manifest["rows"] != labels_in:
         raise LakeError(
@@ -231,10 +235,45 @@ def _manifest(
     return manifest
 
 
-def _verdict(files: list[Path], views: list[str], label: str, leaks: int, labels_in: int, name: str) -> Verdict:
+@dataclass(frozen=True)
+class _Past:
+    """What was usual so far: label rate and the rows it is of, and hit rates by view."""
+
+    rate: tuple[float, int] | None
+    hit_rates: dict[str, float]
+
+
+def _past(ws: Workspace, consumer: Consumer, label: str, name: str, start: datetime) -> _Past:
+    """Return what the last training set of this name held; for the log's own labels the log before the first of them.
+
+    Labels of one's own may be sampled in any way, so the log says nothing about their rate. Training sets of another
+    dataset do not count.
+    """
+    for last in ws.ledger.training_sets():
+        if last.get("dataset") == ws.log.record.name and last["service"] == name and last.get("label_rate") is not None:
+            return _Past(_usable(last["label_rate"], last["rows"]), last["hit_rates"])
+    if name != consumer.name:
+        return _Past(None, {})
+    from jobs.features.labels import opportunities
+
+    rows = opportunities(ws.log).filter(pl.col("event_timestamp") < start)
+    if consumer.task == "cvr":
+        rows = rows.filter(pl.col("click").fill_null(True))
+    labels = rows[label].drop_nulls()
+    return _Past(_usable(float(labels.sum() / max(len(labels), 1)), len(labels)), {})
+
+
+def _usable(rate: float, rows: int) -> tuple[float, int] | None:
+    """Return a past rate with its rows; None where nothing ever happened, as a log that began later looks so."""
+    return (rate, rows) if 0 < rate < 1 else None
+
+
+def _verdict(
+    files: list[Path], views: list[str], label: str, leaks: int, labels_in: int, past: _Past, config: Config
+) -> Verdict:
     """Let the gate judge the narrow columns of all shards as one file."""
-    from validation.gate import default_gate
-    from validation.specs import TrainingSetSpec
+    from validation.gate import Gate
+    from validation.specs import Bounds, TrainingSetSpec
 
     clocks = [f"{view}__available_us" for view in views]
     with TemporaryDirectory() as scratch:
@@ -250,11 +289,14 @@ def _verdict(files: list[Path], views: list[str], label: str, leaks: int, labels
         assert writer is not None
         writer.close()
         spec = TrainingSetSpec(
-            name=name,
+            name="training_set",
             labels_in=labels_in,
             label_rates={label: (0.0, 1.0)},
             hit_floors=dict.fromkeys(clocks, LEAST_HIT_RATE),
             feature_times=clocks,
             leaks=leaks,
+            past_rates={label: past.rate} if past.rate else {},
+            past_hits={f"{view}__available_us": past.hit_rates[view] for view in views if view in past.hit_rates},
         )
-        return default_gate().check_training_set(narrow, spec, workdir=Path(scratch) / "gate")
+        gate = Gate(Bounds(label_rate_factor=config.label_rate_factor))
+        return gate.check_training_set(narrow, spec, workdir=Path(scratch) / "gate")

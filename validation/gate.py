@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 
 from feature_repo.contracts.types import Check, Verdict
 from validation.drift_rules import anchor_rules, drift_rules
+from validation.event_sets import event_rules, event_statistics
 from validation.evidence import Evidence, evidence_rules, evidence_statistics
 from validation.features import feature_rules, feature_schema, feature_statistics
 from validation.files import check_file, check_row_groups, snapshot_schema
 from validation.rules import Rule, Table, snapshot_rules
-from validation.specs import Bounds, FeatureSpec, SnapshotSpec, TrainingSetSpec
+from validation.specs import Bounds, EventsSpec, FeatureSpec, SnapshotSpec, TrainingSetSpec
 from validation.statistics import snapshot_statistics
 from validation.suites import SuiteRunner
 from validation.training_sets import training_set_rules, training_set_schema, training_set_statistics
@@ -109,9 +111,19 @@ class Gate:
 
         def measure() -> Measured:
             table, _ = training_set_statistics(path, spec, workdir)
-            return {"summary": table}, training_set_rules(spec)
+            return {"summary": table}, training_set_rules(spec, self.bounds)
 
         return self._judge(path, training_set_schema(spec), measure, exact=False)
+
+    def check_events(self, events: pl.DataFrame, spec: EventsSpec, *, workdir: Path) -> Verdict:
+        """Return the verdict on an event log that was read and checked row by row; see `validation/event_sets.py`."""
+        checks: list[Check] = []
+        try:
+            table, summary = event_statistics(events, spec, workdir)
+            checks, doubts = self.runner.run({"summary": table}, event_rules(spec, self.bounds, summary))
+        except Exception as error:
+            return Verdict(False, tuple(checks), f"The gate could not finish: {type(error).__name__}: {error}")
+        return decide(checks, doubts)
 
     def _judge(
         self,

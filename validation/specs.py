@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+import polars as pl
 import pyarrow as pa
 
 from feature_repo.contracts.errors import ConfigError
@@ -103,6 +104,30 @@ class FeatureSpec:
 
 
 @dataclass(frozen=True)
+class EventsSpec:
+    """What an ingested event log claims to be.
+
+    Attributes
+    ----------
+    rows_in, rows_refused
+        Event rows that were read, and those among them that were set aside as bad.
+    tolerated
+        How many bad rows may be set aside.
+    now
+        Timezone-aware; events later than a day after it are from the future.
+    known_ids
+        Entity to the ids of its attribute table, for those that came with one.
+    """
+
+    name: str
+    rows_in: int
+    rows_refused: int
+    tolerated: int
+    now: datetime
+    known_ids: Mapping[Entity, pl.Series] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class TrainingSetSpec:
     """What a training set claims to be: every label once, joined only with what was known at its moment.
 
@@ -114,8 +139,12 @@ class TrainingSetSpec:
         Rows of the label table that went into the join; exactly as many must come out.
     label_rates
         Label column (values 0 and 1) to the bounds of its mean.
+    past_rates
+        Label column to its mean in the past and the rows that it is a mean of; narrows the bounds.
     hit_floors
         Feature column to the least share of rows in which it is not null (the join's hit rate).
+    past_hits
+        Feature column to that share in the last training set of this name; raises the floor.
     feature_times
         Columns that hold when a row's features became readable; none may be later than `time_column`.
     leaks
@@ -128,6 +157,8 @@ class TrainingSetSpec:
     hit_floors: Mapping[str, float] = field(default_factory=dict)
     feature_times: Sequence[str] = ()
     leaks: int | None = None
+    past_rates: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    past_hits: Mapping[str, float] = field(default_factory=dict)
     time_column: str = "event_timestamp"
 
     def __post_init__(self) -> None:
@@ -135,6 +166,11 @@ class TrainingSetSpec:
         _check_name(self.name)
         if self.labels_in < 1 or not self.label_rates:
             raise ConfigError(f"{self.name}: a training set needs at least one row and one label column.")
+        strangers = sorted(
+            (set(self.past_rates) - set(self.label_rates)) | (set(self.past_hits) - set(self.hit_floors))
+        )
+        if strangers:
+            raise ConfigError(f"{self.name}: {', '.join(strangers)} have a past but are neither label nor feature.")
 
 
 @dataclass(frozen=True)
@@ -185,7 +221,12 @@ class Bounds:
     agreement: float = 0.9995
     usual_agreement: float = 0.99999
     canary_fall: float = 0.002
+    canary_recall_fall: float = 0.005
     canary_noises: float = 3.0
+    label_rate_factor: float = 3.0
+    usual_label_rate_factor: float = 1.5
+    hit_share: float = 0.5
+    usual_hit_share: float = 0.9
     max_seconds_after_previous: float | None = None
     min_history: int = 5
     history_spreads: float = 8.0

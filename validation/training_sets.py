@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from validation.rules import Rule
-from validation.specs import TrainingSetSpec
+from validation.rules import Rule, must, warn
+from validation.specs import Bounds, TrainingSetSpec
 from validation.tables import Summary, iter_batches, write_summary
 
 
@@ -54,22 +55,52 @@ def training_set_statistics(path: Path, spec: TrainingSetSpec, workdir: Path) ->
     return write_summary(workdir / f"{spec.name}.summary.parquet", summary), summary
 
 
-def training_set_rules(spec: TrainingSetSpec) -> list[Rule]:
+def training_set_rules(spec: TrainingSetSpec, bounds: Bounds) -> list[Rule]:
     """Return every rule for a training set."""
     rules = [
-        Rule("rows_conserved", "summary", "rows", spec.labels_in, spec.labels_in,
-             why="the join lost or multiplied label rows"),
-        Rule("times_present", "summary", "null_times", 0, 0, why="labels without a moment"),
-        Rule("no_future_rows", "summary", "future_rows", 0, 0, why="a feature is newer than its label"),
-        Rule("feature_times_known", "summary", "feature_times_known", 1, 1, "warning",
-             why="nobody measured when the features became readable, so leaks cannot be excluded"),
+        must("rows_conserved", "rows", (spec.labels_in, spec.labels_in), "the join lost or multiplied label rows"),
+        must("times_present", "null_times", (0, 0), "labels without a moment"),
+        must("no_future_rows", "future_rows", (0, 0), "a feature is newer than its label"),
+        warn("feature_times_known", "feature_times_known", (1, 1),
+             "nobody measured when the features became readable, so leaks cannot be excluded"),
     ]  # fmt: skip
-    for name, (low, high) in spec.label_rates.items():
-        rules.append(Rule(f"{name}_valid", "summary", f"{name}.invalid", 0, 0, why="labels other than 0 and 1"))
-        rules.append(Rule(f"{name}_rate", "summary", f"{name}.rate", low, high, why="the label rate is unlike before"))
+    for name, declared in spec.label_rates.items():
+        rules.append(must(f"{name}_valid", f"{name}.invalid", (0, 0), "labels other than 0 and 1"))
+        rules += _rate_rules(name, declared, spec, bounds)
     for name, floor in spec.hit_floors.items():
-        rules.append(Rule(f"{name}_hits", "summary", f"{name}.hits", floor, why="the join found too few entities"))
+        rules += _hit_rules(name, floor, spec, bounds)
     return rules
+
+
+def _rate_rules(name: str, declared: tuple[float, float], spec: TrainingSetSpec, bounds: Bounds) -> list[Rule]:
+    why = "the label rate is unlike before: labels were lost, doubled or are not complete yet"
+    if name not in spec.past_rates:
+        return [must(f"{name}_rate", f"{name}.rate", declared, why)]
+    past, rows = spec.past_rates[name]
+    # Four standard errors of the difference of two samples: a small set may lie anywhere within them.
+    noise = 4 * math.sqrt(past * (1 - past) * (1 / spec.labels_in + 1 / max(rows, 1)))
+
+    def around(factor: float) -> tuple[float, float]:
+        return max(declared[0], past / factor - noise), min(declared[1], past * factor + noise)
+
+    note = f"{past:.4g} in {rows:,} rows of the past, declared {declared[0]:g} to {declared[1]:g}"
+    rate = f"{name}.rate"
+    return [
+        must(f"{name}_rate", rate, around(bounds.label_rate_factor), why, note),
+        warn(f"{name}_rate_usual", rate, around(bounds.usual_label_rate_factor), "the label rate moved"),
+    ]
+
+
+def _hit_rules(name: str, floor: float, spec: TrainingSetSpec, bounds: Bounds) -> list[Rule]:
+    why = "the join found too few entities"
+    if name not in spec.past_hits:
+        return [must(f"{name}_hits", f"{name}.hits", (floor, None), why)]
+    past = spec.past_hits[name]
+    least, usual = max(floor, bounds.hit_share * past), max(floor, bounds.usual_hit_share * past)
+    return [
+        must(f"{name}_hits", f"{name}.hits", (least, None), why, f"{past:.4g} last time, declared floor {floor:g}"),
+        warn(f"{name}_hits_usual", f"{name}.hits", (usual, None), "the join found fewer entities than last time"),
+    ]
 
 
 def _future_rows(batch: pa.RecordBatch, spec: TrainingSetSpec) -> int:

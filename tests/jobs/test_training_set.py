@@ -183,6 +183,35 @@ def test_the_gate_refuses_labels_that_find_nothing(home: Path, tmp_path: Path) -
     assert not (tmp_path / "joined/manifest.json").exists()
 
 
+def rate_bound(result: training_set.Result) -> str:
+    checks = result.manifest["gate"]["checks"]
+    return next(check["bound"] for check in checks if check["name"] == "click_rate")
+
+
+def test_the_label_rate_is_held_against_the_log_before_and_then_against_the_last_set(home: Path) -> None:
+    ws = Workspace.open(home)
+    first = training_set.run(ws, "ctr_ranker")
+    # Before day 2, when the set begins, the log has 40 impressions, of which every third was clicked.
+    assert "0.35 in 40 rows of the past" in rate_bound(first)
+    manifest = ws.ledger.training_sets()[0]
+    (first.folder / "manifest.json").unlink()
+    second = training_set.run(ws, "ctr_ranker")
+    assert f"{manifest['label_rate']:.4g} in 160 rows of the past" in rate_bound(second)
+
+    (first.folder / "manifest.json").unlink()
+    ws.ledger.put_training_set("ctr_ranker", {**manifest, "label_rate": 0.02, "rows": 100_000})
+    with pytest.raises(LakeError, match=r"click_rate .*label_rate_factor"):
+        training_set.run(ws, "ctr_ranker")
+    settings.save(ws.config.model_copy(update={"label_rate_factor": 50.0}), ws.home)
+    assert training_set.run(Workspace.open(home), "ctr_ranker").manifest["gate"]["accepted"]
+
+
+def test_sampled_labels_are_not_held_against_the_log(home: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labels.parquet", ROWS)
+    result = training_set.run(Workspace.open(home), "ctr_ranker", labels=labels, out=tmp_path / "joined")
+    assert "past" not in rate_bound(result)
+
+
 def test_published_snapshots_have_a_twin(home: Path) -> None:
     for file in sorted((home / "lake/user_embedding_v1").glob("*.parquet")):
         found = twin.current(file)

@@ -169,6 +169,14 @@ TRAINING_FAULTS: dict[str, tuple[Change, dict[str, Any], str]] = {
     "label null": (replaced("click", 1, None), {}, "click_valid"),
     "label two": (replaced("click", 1, 2), {}, "click_valid"),
     "label rate too low": (lambda columns: None, {"label_rates": {"click": (0.3, 0.5)}}, "click_rate"),
+    "label rate unlike the past": (lambda columns: None, {"past_rates": {"click": (0.02, 10**6)}}, "click_rate"),
+    "half as many hits as last time": (
+        lambda columns: columns.update(
+            user_norm=pa.array([1.0] * (ROWS // 3) + [None] * (ROWS - ROWS // 3), pa.float32())
+        ),
+        {"hit_floors": {"user_norm": 0.001}, "past_hits": {"user_norm": 0.9}},
+        "user_norm_hits",
+    ),
     "join hits too few": (lambda columns: None, {"hit_floors": {"user_norm": 0.95}}, "user_norm_hits"),
     "feature from the future": (moved("event_timestamp", -timedelta(microseconds=1)), {}, "no_future_rows"),
     "leaks counted by the caller": (lambda columns: None, {"leaks": 2}, "no_future_rows"),
@@ -201,3 +209,20 @@ def test_unmeasured_feature_times_are_said_aloud(kit: Any, gate: Any) -> None:
     verdict = gate.check_training_set(path, training_spec(feature_times=()), workdir=kit.folder)
     assert verdict.accepted is True
     assert [check.name for check in verdict.checks if not check.passed] == ["feature_times_known"]
+
+
+def test_bounds_from_the_past_name_it_and_leave_room_for_chance(kit: Any, gate: Any) -> None:
+    path = kit.write(pa.table(training(kit)), "training")
+
+    def verdict(**changes: Any) -> Any:
+        return gate.check_training_set(path, training_spec(**changes), workdir=kit.folder)
+
+    # The rate is 0.25: more than a third of 0.5; five times 0.05, but three times that and chance reach it in 60 rows.
+    rate = next(c for c in verdict(past_rates={"click": (0.5, 10**6)}).checks if c.name == "click_rate")
+    assert rate.passed and "0.5 in 1,000,000 rows of the past" in rate.bound
+    warned = verdict(past_rates={"click": (0.05, 10**6)})
+    assert warned.accepted and [c.name for c in warned.checks if not c.passed] == ["click_rate_usual"]
+    hits = next(c for c in verdict(past_hits={"user_norm": 1.0}).checks if c.name == "user_norm_hits")
+    assert hits.passed and "1 last time" in hits.bound
+    with pytest.raises(ConfigError, match="nobody"):
+        training_spec(past_hits={"nobody": 1.0})
