@@ -74,29 +74,32 @@ def latest_rows(
         Whether rows written after the label are hidden.
     """
     best = _Best(len(codes))
-    pending, cursor = order[:0], len(order)
-    by_time = times[order]
-    for piece in pieces:
+    # What is known of pending labels travels with them: fetching it anew by label costs more than the search.
+    pending, asked, moments = order[:0], codes[:0], times[:0]
+    cursor, by_time = len(order), times[order]
+    left = list(pieces)
+    for piece, after in zip(left, [*left[1:], None], strict=True):
         start = int(np.searchsorted(by_time, piece.low))
         if start < cursor:
-            pending = np.concatenate([order[start:cursor], pending])
+            new = order[start:cursor]
+            pending = np.concatenate([new, pending])
+            asked, moments = np.concatenate([codes[new], asked]), np.concatenate([by_time[start:cursor], moments])
             cursor = start
-        keep = best.times[pending] <= piece.high
-        if ttl:
-            keep &= times[pending] - ttl <= piece.high
-        if not keep.all():
-            pending = pending[keep]
-        if len(pending) == 0:
+        rows = piece.load() if len(pending) else None
+        if rows is None or len(rows.codes) == 0:
             continue
-        rows = piece.load()
-        if len(rows.codes) == 0:
-            continue
-        found = match(rows, codes[pending], times[pending], strict=strict)
+        found = match(rows, asked, moments, strict=strict)
         if ttl:
-            expired = times[pending] - rows.times[np.maximum(found, 0)] > ttl
+            expired = moments - rows.times[np.maximum(found, 0)] > ttl
             found[expired] = NONE
         hit = np.flatnonzero(found >= 0)
         best.improve(pending[hit], rows, found[hit])
+        if after is not None:
+            keep = best.times[pending] <= after.high
+            if ttl:
+                keep &= moments - ttl <= after.high
+            if not keep.all():
+                pending, asked, moments = pending[keep], asked[keep], moments[keep]
     return best.numbers
 
 
@@ -110,7 +113,11 @@ class _Best:
 
     def improve(self, labels: Int64Array, rows: Rows, found: Int64Array) -> None:
         time, created, number = rows.times[found], rows.created[found], rows.numbers[found]
-        old_time, old_created = self.times[labels], self.created[labels]
+        old_time = self.times[labels]
+        if (time > old_time).all():
+            self.times[labels], self.created[labels], self.numbers[labels] = time, created, number
+            return
+        old_created = self.created[labels]
         better = (time > old_time) | (
             (time == old_time)
             & ((created > old_created) | ((created == old_created) & (number > self.numbers[labels])))

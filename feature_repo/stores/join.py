@@ -6,6 +6,7 @@ Keys and clocks are joined first (`asof`), then features are read by row number 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,14 +87,15 @@ def join(labels: pa.Table, time_column: str, views: Sequence[ViewJoin], settings
     """
     _check_columns(labels, time_column, views)
     times = microseconds(labels[time_column], "down", file="the labels", name=time_column, naive=settings.naive)
-    by_time = np.argsort(times, kind="stable")
+    by_time = np.argsort(times)
     by_time = by_time[np.searchsorted(times, MISSING, side="right", sorter=by_time) :]
     columns = list(labels.columns)
     names = list(labels.column_names)
-    for view in views:
-        numbers = row_numbers(labels, times, by_time, view, settings)
-        names += [result for result, _ in view.features]
-        columns += gather(view.source, numbers, [stored for _, stored in view.features], settings.threads)
+    with ThreadPoolExecutor(settings.threads) as pool:
+        joined = pool.map(lambda view: row_numbers(labels, times, by_time, view, settings), views)
+        for view, numbers in zip(views, joined, strict=True):
+            names += [result for result, _ in view.features]
+            columns += gather(view.source, numbers, [stored for _, stored in view.features], settings.threads)
     return pa.table(columns, names=names)
 
 

@@ -199,6 +199,7 @@ class Source:
         self.units = [unit for unit in units if unit.rows]
         self.rows = first
         self._starts = np.array([unit.first for unit in self.units], np.int64)
+        self._constants: dict[int, tuple[int, int] | None] = {}
 
     def type_of(self, column: str) -> pa.DataType:
         """Return a column's type in the first file; null where the view has no file yet."""
@@ -218,6 +219,11 @@ class Source:
 
     def clock_constants(self, unit: Unit) -> tuple[int, int] | None:
         """Return the clocks that all rows of a part share, if they are known without reading it."""
+        if unit.file not in self._constants:
+            self._constants[unit.file] = self._read_constants(unit)
+        return self._constants[unit.file]
+
+    def _read_constants(self, unit: Unit) -> tuple[int, int] | None:
         columns = {}
         for name in (self.clocks.time, self.clocks.created):
             if name is not None:
