@@ -92,6 +92,7 @@ def candidate(ws: Workspace, version: str, entity: Entity, as_of: datetime, verd
     values = vectors(version, entity, as_of)
     ids = pl.Series(np.arange(len(values), dtype=np.int64) + 100)
     rows = vector_table(join_key(entity), ids, values, np.ones(len(values), np.float32))
+    rows = rows.replace_schema_metadata({"space_id": ws.ledger.version(version).space_id, "version": version})
     view = View(embedding_view(entity, version), entity, version, "int64", EMBEDDING_FIELDS, ws.config.ttl_days)
     return Candidate(view, clocked(rows, as_of + ws.config.availability_lag), lambda staged: verdict)
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from feature_repo.contracts.errors import LakeError
 from feature_repo.stores import twin, wire
@@ -63,6 +64,9 @@ class ItemBank:
                 "Publish the snapshot again, or read it with EmbeddingReader."
             )
         self._table = table  # holds the mapping
+        # A refresh writes it into the file; a file from elsewhere may name none.
+        named = (pq.read_schema(parquet).metadata or {}).get(b"space_id")
+        self.space_id: str | None = None if named is None else named.decode()
         self.vectors: npt.NDArray[np.float32] = vectors.flatten().to_numpy().reshape(-1, vectors.type.list_size)
         self._ids = wire.combined(table[key])
         self._integer = pa.types.is_integer(self._ids.type)
@@ -100,10 +104,10 @@ class ItemBank:
         times[there] = self._times[rows[there]]
         found, age = self._freshness.judge(times, now)
         if found.all():
-            return Embeddings(self.vectors[rows], found, age)
+            return Embeddings(self.vectors[rows], found, age, self.space_id)
         vectors = np.zeros((len(rows), self.dim), np.float32)
         vectors[found] = self.vectors[rows[found]]
-        return Embeddings(vectors, found, age)
+        return Embeddings(vectors, found, age, self.space_id)
 
     def _rows(self, asked: pa.Array) -> tuple[Int64Array, BoolArray]:
         """Return each id's row, any row where it has none, and whether it has one."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from feature_repo.contracts.errors import InputDataError
+from feature_repo.contracts.spaces import require_same
 from feature_repo.contracts.types import Problem
 from feature_repo.stores.clocks import MISSING, BoolArray, Int64Array
 
@@ -33,11 +34,30 @@ class Embeddings:
     age
         float64 [N], seconds from the stored event time to now; NaN where nothing is stored. With `found` False
         and an age, the vector was too old, too new, or null.
+    space_id
+        Of the vectors; None where their source names none.
     """
 
     vectors: npt.NDArray[np.float32]
     found: BoolArray
     age: npt.NDArray[np.float64]
+    space_id: str | None = None
+
+    def scores(self, others: Embeddings) -> npt.NDArray[np.float32]:
+        """Return the products with all vectors of another read, float32 [N, K]; 0 where either was not found.
+
+        Raises
+        ------
+        SpaceMismatchError
+            If the two are of different spaces: their products mean nothing.
+        """
+        require_same(
+            self.space_id or "no named space",
+            others.space_id or "no named space",
+            what="the vectors of two reads",
+            remedy="Read both from the views of one version.",
+        )
+        return np.asarray(self.vectors @ others.vectors.T)
 
 
 class Freshness:

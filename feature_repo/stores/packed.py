@@ -86,6 +86,7 @@ class EmbeddingReader:
         self._name = f"{view}:{feature}"
         self._freshness = Freshness(definition.ttl, max_age)
         self._dim = int(fields[feature].vector_length or definition.tags.get("dim", 0))
+        self.space_id: str | None = definition.tags.get("space_id")
         self._backend = _backend(store, definition, feature, wait_seconds)
 
     @property
@@ -120,7 +121,7 @@ class EmbeddingReader:
             spread = np.zeros((len(stored), self._dim), np.float32)
             spread[found] = vectors
             vectors = spread
-        return Embeddings(vectors, found, age)
+        return Embeddings(vectors, found, age, self.space_id)
 
     def close(self) -> None:
         """Give back connections that this reader opened."""

@@ -14,6 +14,8 @@ from benchmarks.small_home import NOW, SPACES, START, vectors
 from feature_repo.contracts.errors import NotFoundError, SpaceMismatchError
 from feature_repo.contracts.spaces import check_pins, check_read
 from feature_repo.lake import write_json
+from feature_repo.stores.bank import ItemBank
+from feature_repo.stores.packed import EmbeddingReader
 from feature_repo.views import feast_objects
 from jobs import release, train_downstream
 from jobs.store import open_store
@@ -45,6 +47,24 @@ def test_mixed_reads_are_refused_online_by_plain_feast(online: Workspace) -> Non
     assert both["user_embedding_v1__embedding"][0] is not None
     alone = store.get_online_features(["user_embedding_v1:embedding"], [{"user_id": 100}]).to_dict()
     assert np.array_equal(np.float32(alone["embedding"][0]), vectors("v1", "user", START + timedelta(weeks=3))[0])
+
+
+def test_readers_of_two_spaces_give_no_products(online: Workspace) -> None:
+    """Who reads the stores' bytes himself meets the same check where vectors are multiplied."""
+    users = EmbeddingReader(open_store(online.home), "user_embedding_v1", "embedding")
+    banks = {
+        version: ItemBank(online.home.root / item.path, "item_id", "embedding")
+        for version in ("v1", "v2")
+        for item in online.ledger.snapshots(f"item_embedding_{version}", accepted=True)[-1:]
+    }
+    assert users.space_id == SPACES["v1"] and banks["v2"].space_id == SPACES["v2"]
+    asked, answers = users.read([100, 101], NOW), {name: bank.read([100, 102], NOW) for name, bank in banks.items()}
+    week = START + timedelta(weeks=3)
+    expected = vectors("v1", "user", week)[:2] @ vectors("v1", "item", week)[[0, 2]].T
+    assert np.allclose(asked.scores(answers["v1"]), expected, atol=1e-6)
+    with pytest.raises(SpaceMismatchError, match=r"the vectors of two reads \(1{16} and 2{16}\)"):
+        asked.scores(answers["v2"])
+    users.close()
 
 
 def test_mixed_reads_are_refused_offline_by_plain_feast(online: Workspace) -> None:
