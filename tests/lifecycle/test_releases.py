@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import switching
 from benchmarks.small_home import NOW, SPACES, START, WEEK, refresh, train
 from feature_repo import releases
 from feature_repo.contracts.errors import BusyError, ConfigError, LakeError, NotFoundError, NotReadyError
@@ -187,6 +188,18 @@ def test_readers_see_one_release_or_the_other_while_the_pointer_moves(online: Wo
         reader.join()
     assert len(seen) > 20 and {found.name for found in seen if found} == set(names)
     assert all(found is not None and found == whole[found.name] for found in seen)
+
+
+def test_two_versions_are_served_under_requests_while_the_pointer_moves(ws: Workspace) -> None:
+    apply.run(ws)
+    materialize.run(ws, NOW)
+    release.create(ws, name="before", now=NOW)
+    train(ws, "ctr_ranker", "v2")
+    release.create(ws, name="after", now=NOW)
+    found = switching.run(ws, ("before", "after"), moves=2, rest=0.3)
+    assert found.errors == [] and found.mixed == 0
+    assert found.answers["before"] > 2 and found.answers["after"] > 2
+    assert sum(found.answers.values()) == found.requests
 
 
 def test_what_is_missing_is_named(ws: Workspace) -> None:
