@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving bench-upstream bench-periods crash-matrix clean
+.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving bench-upstream bench-periods crash-matrix bench-switching bench-smoothing clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,12 @@ bench-upstream: $(READY)  ## recall of upstream settings before the test period,
 
 crash-matrix: $(READY)  ## kill every operation at every durable write, run it again, compare (minutes)
 	@$(BIN)/python -m benchmarks.crash_matrix
+
+bench-switching: $(READY)  ## promote and roll back under constant requests, releases of docs/versions.md (a minute)
+	@$(BIN)/python -m benchmarks.switching
+
+bench-smoothing: $(READY)  ## rankers with smoothed and raw vectors over several retrains, 400 households (minutes)
+	@$(BIN)/python -m benchmarks.smoothing
 
 bench-periods: $(READY)  ## the demo's chain on another part of the year (ten minutes)
 	@$(BIN)/python -m benchmarks.periods
