@@ -272,6 +272,7 @@ def details(ws: Workspace, name: str) -> dict[str, Any]:
         "trained before": space.train_end.isoformat(),
         "events": space.data_fingerprint,
         "weights": str(Path(space.artifact)),
+        "continued by": _continued_by(ws, name),
         "owner": version.owner,
         "smoothing": "off" if version.smoothing is None else version.smoothing,
         "description": version.description,
@@ -281,3 +282,8 @@ def details(ws: Workspace, name: str) -> dict[str, Any]:
         "snapshots through a bridge": sum(item.snapshot_id in carried for item in snapshots),
         "used by": ", ".join(used_by(ws, name)) or "nobody",
     }
+
+
+def _continued_by(ws: Workspace, name: str) -> str:
+    later = lifecycle.models_of(ws.ledger, name)[1:]
+    return ", ".join(f"{model.space_id} from {model.train_end:%Y-%m-%d}" for model in later) or "nothing"

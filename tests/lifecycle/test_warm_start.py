@@ -59,6 +59,7 @@ def test_near_the_old_weights_the_version_goes_on(ws: Workspace) -> None:
     assert result.space.space_id != ws.ledger.version("v1").space_id
     assert [version.version for version in ws.ledger.versions()] == ["v1"]
     assert warm_start.run(ws, "v1", CUT) == result
+    assert versions.details(ws, "v1")["continued by"] == f"{result.space.space_id} from 2017-10-08"
     before, after = CUT - timedelta(days=14), CUT + timedelta(days=14)
     assert lifecycle.model_at(ws.ledger, "v1", before).space_id == ws.ledger.version("v1").space_id
     done = refresh.run(ws, "v1", after)
