@@ -46,6 +46,7 @@ def forget(ledger: Ledger, view: str, before: datetime, snapshots: Sequence[Snap
     values = [{"snapshot_id": snapshot.snapshot_id, "path": snapshot.path} for snapshot in snapshots]
     with ledger.transaction(f"prune {view}") as connection:
         connection.execute(sa.delete(tables.snapshots).where(tables.snapshots.c.snapshot_id.in_(ids)))
+        connection.execute(sa.delete(tables.bridged).where(tables.bridged.c.snapshot_id.in_(ids)))
         connection.execute(sa.delete(tables.removals).where(tables.removals.c.snapshot_id.in_(ids)))
         connection.execute(sa.insert(tables.removals), values)
         connection.execute(sa.delete(tables.horizons).where(tables.horizons.c.view == view))

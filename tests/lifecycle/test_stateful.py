@@ -78,15 +78,19 @@ class Lifecycle(RuleBasedStateMachine):
     def crash_soon(self, crash_at: int) -> None:
         self.crash_at = crash_at
 
-    @rule(version=VERSIONS, accept=st.sampled_from([True, True, True, False]))
-    def refresh(self, version: str, accept: bool) -> None:
+    @rule(
+        version=VERSIONS,
+        accept=st.sampled_from([True, True, True, False]),
+        bridge=st.sampled_from([None, lifecycle.Origin("artifacts/bridge", SPACES["v3"])]),
+    )
+    def refresh(self, version: str, accept: bool, bridge: lifecycle.Origin | None) -> None:
         from jobs.refresh import why_not
 
         self.week += 1
         with self._perhaps():
             if why_not(self.ws, version, START + self.week * WEEK) is None:
                 try:
-                    small_home.refresh(self.ws, version, START + self.week * WEEK, accept=accept)
+                    small_home.refresh(self.ws, version, START + self.week * WEEK, accept=accept, bridge=bridge)
                 except SnapshotRefusedError:
                     assert not accept
 
@@ -152,6 +156,15 @@ class Lifecycle(RuleBasedStateMachine):
             path = self.root / item.path
             assert sha256_of(path) == item.sha256 and current(path) is not None
             assert item.space_id == self.ws.ledger.version(item.version or "").space_id
+
+    @invariant()
+    def what_a_bridge_made_is_published(self) -> None:
+        known = {item.snapshot_id: item for item in self.ws.ledger.snapshots(accepted=True)}
+        carried = lifecycle.bridged(self.ws.ledger)
+        assert carried.keys() <= known.keys()
+        if not lifecycle.horizons(self.ws.ledger):  # pruning may leave the one of two that somebody needs
+            moments = [(known[name].version, known[name].as_of) for name in carried]
+            assert all(moments.count(moment) == 2 for moment in moments)
 
     @invariant()
     def a_version_keeps_its_space(self) -> None:
