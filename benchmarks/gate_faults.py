@@ -39,9 +39,12 @@ class Kept:
         for file in sorted(file for pattern in CODE for file in ROOT.glob(pattern)):
             digest.update(file.read_bytes())
         self._code, self._path = digest.hexdigest(), path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # The last line of a killed run may be half a line.
-        entries = [json.loads(line) for line in lines if line.endswith("}")]
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # the last line of a killed run may be half a line
+            path.write_text(whole, encoding="utf-8")
+        lines = whole.splitlines()
+        entries = [json.loads(line) for line in lines]
         self._known = {entry["key"]: entry["outcome"] for entry in entries if entry["code"] == self._code}
 
     def once(self, key: str, ask: Callable[[], Outcome]) -> Outcome:
