@@ -44,7 +44,19 @@ def test_summary_has_the_agreed_shape(home: Path) -> None:
     ]
     assert all({"model", "recall_at_10", "recall_at_50", "recall_at_100"} <= row.keys() for row in summary["retrieval"])
     assert summary["timings_s"]["total"] > 0
-    assert (home / "reports/report.html").stat().st_size > 10_000
+    report = (home / "reports/report.html").read_text(encoding="utf-8")
+    assert len(report) > 10_000 and 'href="gate/index.html"' in report
+
+
+def test_a_run_leaves_the_gates_pages_and_the_verdict_on_the_log(home: Path) -> None:
+    snapshots = Workspace.open(home).ledger.snapshots()
+    newest = {snapshot.view: snapshot.snapshot_id for snapshot in snapshots}
+    pages = home / "reports" / "gate"
+    for folder in (pages, pages / "data_docs" / "validations"):
+        assert {path.stem for path in folder.glob("*.html")} - {"index"} == set(newest.values())
+    assert (pages / "data_docs" / "static" / "css" / "bootstrap.min.css").exists()
+    verdict = json.loads((home / "reports" / "ingest_verdict.json").read_text())
+    assert verdict["accepted"] is True and len(verdict["checks"]) > 6
 
 
 @pytest.mark.parametrize("service", ["ctr_ranker", "cvr_ranker"])

@@ -139,6 +139,21 @@ def test_links_lead_to_sections_in_reading_order(sample: dict[str, Any]) -> None
     assert {link["href"] for link in page.all("a")} == {f"#{name}" for name in sections}
 
 
+def test_the_gates_pages_are_linked_where_they_are(sample: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(sample))
+
+    def links() -> set[str]:
+        found = Page(run(tmp_path).path.read_text(encoding="utf-8")).all("a")
+        return {str(link["href"]) for link in found if not str(link["href"]).startswith("#")}
+
+    assert links() == set()
+    (folder / "gate").mkdir()
+    (folder / "gate" / "index.html").write_text("pages")
+    assert links() == {"gate/index.html", "gate/data_docs/index.html"}
+
+
 def test_tables_and_pictures_can_be_read_aloud(sample: dict[str, Any]) -> None:
     page = Page(render(sample))
     assert [attributes["lang"] for attributes in page.all("html")] == ["en"]
