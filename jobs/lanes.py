@@ -19,12 +19,16 @@ from typing import Any
 from feature_repo.contracts.errors import HeadwaterError
 from jobs.workspace import Progress, silent
 
-Lane = Callable[[Iterator[Any], Progress], None]
-"""Works off the pieces that it is given, one after the other. Importable by name: other processes call it, too."""
+Lane = Callable[[Iterator[Any], Progress], list[Any] | None]
+"""Works off the pieces that it is given, one after the other, and may return results.
+
+Importable by name: other processes call it, too."""
 
 
-def side_by_side(lane: Lane, pieces: Sequence[Any], *, processes: int, progress: Progress = silent) -> None:
+def side_by_side(lane: Lane, pieces: Sequence[Any], *, processes: int, progress: Progress = silent) -> list[Any]:
     """Work off `pieces` in up to so many processes; each takes the next piece when it has finished one.
+
+    Returns the results of all lanes, in no particular order.
 
     Parameters
     ----------
@@ -44,8 +48,7 @@ def side_by_side(lane: Lane, pieces: Sequence[Any], *, processes: int, progress:
     """
     count = min(processes, len(pieces))
     if count <= 1:
-        lane(iter(pieces), progress)
-        return
+        return lane(iter(pieces), progress) or []
     # A copy of this process would hold the locks of threads that it does not have: start new ones.
     context = multiprocessing.get_context("spawn")
     lanes: dict[Connection, Any] = {}
@@ -56,7 +59,7 @@ def side_by_side(lane: Lane, pieces: Sequence[Any], *, processes: int, progress:
             process.start()
             theirs.close()
             lanes[ours] = process
-        _serve(lanes, pieces, progress)
+        return _serve(lanes, pieces, progress)
     finally:
         for process in lanes.values():
             process.terminate()
@@ -64,9 +67,10 @@ def side_by_side(lane: Lane, pieces: Sequence[Any], *, processes: int, progress:
             process.join()
 
 
-def _serve(lanes: dict[Connection, Any], pieces: Sequence[Any], progress: Progress) -> None:
+def _serve(lanes: dict[Connection, Any], pieces: Sequence[Any], progress: Progress) -> list[Any]:
     """Give each lane a piece when it asks for one, and pass on what the lanes tell, until all have ended."""
     telling: dict[Connection, str] = {}
+    results: list[Any] = []
     given, done, running = 0, 0, list(lanes)
     while running:
         for connection in wait(running):
@@ -89,12 +93,14 @@ def _serve(lanes: dict[Connection, Any], pieces: Sequence[Any], progress: Progre
             if kind == "end":
                 running.remove(connection)
                 telling.pop(connection, None)
+                results += value
                 continue
             if kind == "done":
                 done += 1
             else:
                 telling[connection] = value
             progress(" | ".join(telling.values()), done, len(pieces))
+    return results
 
 
 def _work(lane: Lane, parent: Connection) -> None:
@@ -118,8 +124,7 @@ def _work(lane: Lane, parent: Connection) -> None:
         parent.send(("at", f"{what} {done}/{total}" if total > 1 else what))
 
     try:
-        lane(asking(), telling)
-        parent.send(("end", None))
+        parent.send(("end", lane(asking(), telling) or []))
     except BaseException as error:
         parent.send(("error", _sendable(error)))
     # Libraries that wait for their threads, or print at exit, have nothing left to do here.
