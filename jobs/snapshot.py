@@ -45,9 +45,9 @@ def check(
     from jobs.refresh import upstream_at
     from jobs.snapshot_gate import judge
 
-    chosen = entity or entity_of(path)
+    upstream = upstream_at(ws, version, as_of)
+    chosen, started = entity or entity_of(path), time.perf_counter()
     progress(f"check {path.name} as {chosen} vectors of {version}", 0, 1)
-    upstream, started = upstream_at(ws, version, as_of), time.perf_counter()
     verdict = judge(ws, upstream, version, chosen, path, as_of)
     verdict = replace(verdict, seconds=round(time.perf_counter() - started, 4))
     progress(f"check {path.name} as {chosen} vectors of {version}", 1, 1)
