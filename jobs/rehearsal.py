@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jobs.features.ranking import TrainingSet
 
 LABELLED = {"ctr": "click", "cvr": "conversion"}
-OWN, BRIDGED, STOPPED, KEPT = "its own", "bridged", "stopped", "stopped, never expiring"
+WAYS = OWN, BRIDGED, STOPPED, KEPT = "its own", "bridged", "stopped", "stopped, never expiring"
 
 
 @dataclass(frozen=True)
