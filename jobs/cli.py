@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from datetime import UTC, datetime, timedelta
@@ -53,6 +54,7 @@ def main() -> None:
     sys.stderr.flush()
     if "duckdb" in sys.modules:
         # DuckDB's bindings print a page of "leaked" objects when ibis still holds a connection at exit.
+        atexit._run_exitfuncs()
         os._exit(code if isinstance(code, int) else int(bool(code)))
     raise SystemExit(code)
 

@@ -13,6 +13,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -127,8 +128,9 @@ def _work(lane: Lane, parent: Connection) -> None:
         parent.send(("end", lane(asking(), telling) or []))
     except BaseException as error:
         parent.send(("error", _sendable(error)))
-    # Libraries that wait for their threads, or print at exit, have nothing left to do here.
     parent.close()
+    # Libraries that wait for their threads, or print at exit, have nothing left to do here; semaphores are given back.
+    util._exit_function()  # type: ignore[attr-defined]
     os._exit(0)
 
 
