@@ -7,6 +7,7 @@ Killed at any point and run again, the result is the same: an unrecorded file is
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -147,7 +148,7 @@ def _judge(
     view, table = candidate.view, candidate.table
     pq.write_table(table, staged, compression="zstd", row_group_size=64 * 1024)
     started = time.perf_counter()
-    verdict = candidate.gate(staged)
+    verdict = _recordable(candidate.gate(staged))
     seconds = round(time.perf_counter() - started, 4)
     snapshot_id = f"{view.name}-{moment_stem(as_of)}"
     accepted = ws.home.snapshot_file(view.name, as_of)
@@ -167,6 +168,15 @@ def _judge(
         verdict=replace(verdict, seconds=seconds),
     )
     return snapshot, seconds
+
+
+def _recordable(verdict: Verdict) -> Verdict:
+    """Return the verdict, or a refusal where it could not be written down: nobody could be shown why it passed."""
+    try:
+        json.dumps(verdict.to_dict())
+        return verdict
+    except Exception as error:
+        return Verdict(False, (), f"The verdict could not be written down: {type(error).__name__}: {error}")
 
 
 def _quarantine(ws: Workspace, view: View, snapshot: Snapshot, staged: Path) -> None:
