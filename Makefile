@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving bench-upstream bench-periods crash-matrix bench-switching bench-smoothing clean
+.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-periods crash-matrix bench-switching bench-smoothing clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ bench-online: $(READY)  ## materialization and online reads beside Feast and the
 
 fuzz-serving: $(READY)  ## malformed requests by the server's own OpenAPI document, thousands of cases (minutes)
 	@FUZZ_CASES=400 $(BIN)/python -m pytest -s tests/integration/test_serving.py -k malformed --timeout 1500
+
+load-test: $(READY)  ## five minutes of mixed requests with a refresh, a promotion and a rollback meanwhile
+	@$(BIN)/python -m benchmarks.online_load
 
 check: $(READY)  ## lint and type-check
 	@$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.lake import read_json, write_json
@@ -25,14 +25,18 @@ from jobs import (
 )
 from jobs.workspace import Progress, Workspace, silent
 
+if TYPE_CHECKING:
+    from jobs import serve_once
+
 
 @dataclass(frozen=True)
 class Result:
-    """The summary of the run and the page that shows it."""
+    """The summary of the run, the page that shows it, and what was served at the end of a demo."""
 
     summary: dict[str, Any]
     report: Any
     skipped: list[dict[str, str]]
+    served: serve_once.Result | None = None
 
 
 class Stopwatch:

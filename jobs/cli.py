@@ -98,8 +98,20 @@ def _finish(result: Any, home: Path) -> None:
         typer.echo(f"\nskipped {skip['task']}: {skip['why']}")
     seconds = result.summary["timings_s"].get("total", 0.0)
     gate = result.summary["gate"]
+    if result.served is not None:
+        _served(result.served)
     typer.echo(f"\n{gate['accepted']} snapshots accepted, {gate['refused']} refused; stages took {seconds:.0f} s.")
     typer.echo(f"Report:  {result.report.path}\nNumbers: {home / 'reports' / 'summary.json'}")
+
+
+def _served(served: Any) -> None:
+    best, audit = served.answer["items"][0], served.audit
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if name != "item_id")
+    typer.echo(
+        f"\nServed over HTTP by release {served.release}: item {best['item_id']} first ({scores}), "
+        f"{served.milliseconds:.0f} ms.\nAudit: {audit.rows_exact:,} of {audit.rows:,} served rows are exactly what "
+        f"training reads{'' if audit.passed else '; SKEWED'}: {audit.path}"
+    )
 
 
 def print_lift(summary: dict[str, Any]) -> None:

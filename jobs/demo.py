@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from feature_repo.lake import Home
-from jobs import chain, ingest
+from jobs import chain, ingest, materialize, serve_once
 from jobs import config as settings
 from jobs.complete_journey import DATASET_NAME, write_source
 from jobs.config import Config
@@ -59,7 +60,7 @@ def ingest_journey(
 def run(
     root: Path, *, households: int | None = None, config: Config | None = None, progress: Progress = silent
 ) -> chain.Result:
-    """Ingest the Complete Journey into `root` and run the whole chain on it.
+    """Ingest the Complete Journey into `root`, run the whole chain on it, serve some requests and audit them.
 
     Killed at any moment and run again, it goes on where it was and ends in the same state.
     """
@@ -70,4 +71,10 @@ def run(
         ingest_journey(home.root, households=households, progress=progress)
         ws = Workspace.open(home.root)
         chain.Stopwatch(ws).record("ingest", time.monotonic() - started)
-    return chain.run(Workspace.open(home.root), progress=progress)
+    ws = Workspace.open(home.root)
+    result = chain.run(ws, progress=progress)
+    watch = chain.Stopwatch(ws)
+    now = datetime.now(UTC)
+    moment = materialize.last_available(ws, now)
+    served = watch.time("serve and audit", lambda: serve_once.run(ws, moment, now, progress=progress))
+    return replace(result, served=served)

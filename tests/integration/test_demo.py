@@ -59,6 +59,14 @@ def test_a_run_leaves_the_gates_pages_and_the_verdict_on_the_log(home: Path) -> 
     assert verdict["accepted"] is True and len(verdict["checks"]) > 6
 
 
+def test_the_demo_ends_by_serving_what_training_reads(home: Path) -> None:
+    skew = json.loads((home / "reports/skew.json").read_text())
+    assert skew["passed"] and skew["rows_exact"] == skew["rows"] > 0
+    assert all(view["equal"] == view["rows"] for view in skew["views"])
+    assert {score["score"] for score in skew["scores"]} == {"ctr", "cvr", "similarity"}
+    assert all(score["differing"] == 0 for score in skew["scores"])
+
+
 @pytest.mark.parametrize("service", ["ctr_ranker", "cvr_ranker"])
 def test_no_feature_is_newer_than_its_label_and_each_is_the_latest_allowed(home: Path, service: str) -> None:
     """Replay the join by a loop over labels that reads the published files and the time rules alone."""

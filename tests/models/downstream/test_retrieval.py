@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -114,3 +115,32 @@ def test_score_against_brute_force_and_baseline():
     assert score_retrieval(found, relevant, (10,)).ratio == {}
     with pytest.raises(ValueError, match="no user has a relevant item"):
         score_retrieval(found, [[] for _ in range(61)], (10,))
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_search_among_some_is_exact_and_leaves_the_others_out(kind: Literal["flat", "hnsw"]) -> None:
+    draw = np.random.default_rng(5)
+    items, users = draw.normal(size=(500, 8)).astype(np.float32), draw.normal(size=(3, 8)).astype(np.float32)
+    among = np.sort(draw.choice(500, 40, replace=False))
+    index = build_index(items, kind)
+    positions, scores = index.search(users, 50, among)
+    products = users @ items[among].T
+    assert (positions[:, :40] == among[np.argsort(-products, axis=1)]).all() and (positions[:, 40:] == -1).all()
+    assert scores[:, :40] == pytest.approx(-np.sort(-products, axis=1), abs=1e-5)
+    assert (index.search(users, 5, np.zeros(0, np.int64))[0] == -1).all()
+
+
+def test_tuning_searches_deeper_until_recall_is_reached_and_measures_it() -> None:
+    draw = np.random.default_rng(6)
+    items, users = draw.normal(size=(6_000, 48)).astype(np.float32), draw.normal(size=(40, 48)).astype(np.float32)
+    index = build_index(items, "hnsw")
+    index.depth = 20
+    shallow, _ = index.search(users, 10)
+    recall = index.tune(items, users, k=10, target=0.99)
+    assert index.depth > 20 and recall >= 0.99
+    exact = np.argsort(-(users @ items.T), axis=1)[:, :10]
+    assert np.mean([np.isin(exact[row], shallow[row]).mean() for row in range(40)]) < 0.99
+    found, _ = index.search(users, 10)
+    assert recall == pytest.approx(np.mean([np.isin(exact[row], found[row]).mean() for row in range(40)]), abs=1e-3)
+    flat = build_index(items)
+    assert flat.tune(items, users) == 1.0
