@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import orjson
 from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
@@ -26,7 +27,7 @@ from feature_repo.contracts.errors import (
 from jobs.serving import schemas
 from jobs.serving.feature_log import FeatureLog
 from jobs.serving.formula import Formula
-from jobs.serving.guard import Guard, encoded, problem
+from jobs.serving.guard import Guard, problem
 from jobs.serving.holder import Holder
 from jobs.serving.metrics import Metrics
 from jobs.serving.rows import EPOCH, MICROSECOND
@@ -114,7 +115,7 @@ class Serving:
             "dim": dim,
             "found": found,
             "available_at": clocks,
-            "vectors": [vector if there else None for vector, there in zip(read.values.tolist(), found, strict=True)],
+            "vectors": [vector if there else None for vector, there in zip(read.values, found, strict=True)],
         }
 
     def ids(self, served: Served, ids: Sequence[Any]) -> list[Any]:
@@ -191,7 +192,8 @@ def create_app(settings: ServeSettings) -> FastAPI:
 
 def _add_routes(app: FastAPI, serving: Serving) -> None:
     def json(value: Any) -> Response:
-        return Response(encoded(value), media_type="application/json")
+        # Vectors are thousands of numbers: as float32 they are written in a twentieth of the time, and shorter.
+        return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
     def task(served: Served, body: Any, path: str) -> Task:
         limit = serving.settings.max_candidates

@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,14 +17,9 @@ OPEN = ("/healthz", "/readyz")
 logger = logging.getLogger("headwater.serve")
 
 
-def encoded(value: Any) -> bytes:
-    """Return JSON in ASCII: what a client sent in broken Unicode can be named in an answer, too."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
-
-
 def problem(code: str, message: str, details: list[str] | None = None) -> bytes:
-    """Return the body of an answer that is none."""
-    return encoded({"error": {"code": code, "message": message, "details": details or []}})
+    """Return the body of an answer that is none, in ASCII: it may name what a client sent in broken Unicode."""
+    return json.dumps({"error": {"code": code, "message": message, "details": details or []}}).encode("ascii")
 
 
 class Guard:
