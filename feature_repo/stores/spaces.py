@@ -63,3 +63,25 @@ class SpaceSqliteOnlineStore(SpaceChecked, SqliteOnlineStore):
         """Write rows in one transaction."""
         with durable(f"online rows {table.name}"):
             super().online_write_batch(config, table, data, progress)
+
+    def retrieve_online_documents_v2(
+        self,
+        config: Any,
+        table: FeatureView,
+        requested_features: list[str],
+        embedding: list[float] | None,
+        top_k: int,
+        distance_metric: str | None = None,
+        query_string: str | None = None,
+        *arguments: Any,
+        **named: Any,
+    ) -> list[Any]:
+        """Return the rows nearest to a vector, exactly; with a text, a filter or `vector_enabled` as Feast's store."""
+        plain = embedding is not None and query_string is None and not any([*arguments, *named.values()])
+        if not plain or config.online_store.vector_enabled:
+            given = (requested_features, embedding, top_k, distance_metric, query_string)
+            return super().retrieve_online_documents_v2(config, table, *given, *arguments, **named)
+        from feature_repo.stores.vector_search import search
+
+        assert embedding is not None
+        return search(config, self._get_conn(config), table, requested_features, embedding, top_k, distance_metric)

@@ -87,6 +87,13 @@ def _view(
         }
     key = Field(name=join_key(record.entity), dtype=_TYPES[record.id_type])
     fields = [Field(name=name, dtype=_TYPES[kind]) for name, kind in record.fields.items()]
+    if record.version is not None and record.entity == "item":
+        # For Feast's own vector search, where the online store offers it.
+        searched: dict[str, Any] = {"vector_length": int(tags["dim"]), "vector_search_metric": "inner_product"}
+        fields = [
+            Field(name=f.name, dtype=f.dtype, vector_index=True, **searched) if f.name == "embedding" else f
+            for f in fields
+        ]
     source = FileSource(
         name=f"{record.name}_source",
         path=str(home.view_folder(record.name)),

@@ -110,6 +110,25 @@ def test_embeddings_are_those_of_the_online_store(released: Workspace, url: str)
     assert call(f"{url}/v1/embeddings", {"entity": "user", "ids": ids, "version": "v9"})[0] == 404
 
 
+def test_feasts_own_vector_search_agrees(released: Workspace, url: str) -> None:
+    """The online table keeps items that the latest snapshot lacks; of those that both know, the order is the same."""
+    from jobs.store import open_store
+
+    user, latest = users(released)[2], released.ledger.snapshots("item_embedding_v1", accepted=True)[-1]
+    known = set(pl.read_parquet(released.home.root / latest.path)["item_id"].to_list())
+    store = open_store(released.home)
+    rows = store.get_online_features(["user_embedding_v1:embedding"], [{"user_id": user}]).to_dict()
+    asked = ["item_embedding_v1:embedding", "item_embedding_v1:available_us"]
+    found = store.retrieve_online_documents_v2(features=asked, query=rows["embedding"][0], top_k=300).to_dict()
+    assert found["distance"] == sorted(found["distance"], reverse=True)
+    pairs = zip(found["item_id"], found["distance"], strict=True)
+    expected = [(item, distance) for item, distance in pairs if item in known][:25]
+    _, answer = call(f"{url}/v1/retrieve", {"user_id": user, "k": 25})
+    assert [item["item_id"] for item in answer["items"]] == [item for item, _ in expected]
+    similarity = [item["similarity"] for item in answer["items"]]
+    assert similarity == pytest.approx([distance for _, distance in expected], abs=1e-6)
+
+
 def test_what_does_not_fit_is_refused_with_a_reason(url: str) -> None:
     refused = {
         "no user": {},
