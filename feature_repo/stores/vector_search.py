@@ -32,7 +32,10 @@ def search(
     top_k: int,
     metric: str | None,
 ) -> list[Found]:
-    """Return the rows of a view whose vectors are nearest to a query, best first.
+    """Return the rows of a view whose vectors are nearest to a query, by entity.
+
+    Feast 0.67 sorts the entities of an answer and leaves the features as they came, so that in any other order than
+    theirs it gives an entity the features and the distance of another. Sort the answer by ``distance``.
 
     Parameters
     ----------
@@ -72,7 +75,12 @@ def search(
             values[name] = Value.FromString(value)
         entity = deserialize_entity_key(key, entity_key_serialization_version=config.entity_key_serialization_version)
         found.append((moment.replace(tzinfo=UTC), entity, values))  # Feast's connection gives naive moments
-    return found
+    return sorted(found, key=_as_feast_sorts)
+
+
+def _as_feast_sorts(row: Found) -> tuple[Any, ...]:
+    assert row[1] is not None
+    return tuple(getattr(value, value.WhichOneof("val")) for value in row[1].entity_values)
 
 
 def _vectors(stored: list[bytes], dim: int, name: str) -> np.ndarray:

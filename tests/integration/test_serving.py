@@ -120,8 +120,7 @@ def test_feasts_own_vector_search_agrees(released: Workspace, url: str) -> None:
     rows = store.get_online_features(["user_embedding_v1:embedding"], [{"user_id": user}]).to_dict()
     asked = ["item_embedding_v1:embedding", "item_embedding_v1:available_us"]
     found = store.retrieve_online_documents_v2(features=asked, query=rows["embedding"][0], top_k=300).to_dict()
-    assert found["distance"] == sorted(found["distance"], reverse=True)
-    pairs = zip(found["item_id"], found["distance"], strict=True)
+    pairs = sorted(zip(found["item_id"], found["distance"], strict=True), key=lambda pair: -pair[1])
     expected = [(item, distance) for item, distance in pairs if item in known][:25]
     _, answer = call(f"{url}/v1/retrieve", {"user_id": user, "k": 25})
     assert [item["item_id"] for item in answer["items"]] == [item for item, _ in expected]
