@@ -221,12 +221,12 @@ def test_a_token_is_asked_for(released: Workspace) -> None:
         assert call(f"{url}/v1/release", token="s3cret")[0] == 200
 
 
-def test_malformed_requests_never_break_it(url: str) -> None:
+def test_malformed_requests_never_break_it(url: str, tmp_path: Path) -> None:
     """Schemathesis on the OpenAPI document: no answer is a 5xx. `make fuzz-serving` runs more cases."""
     program = Path(sys.executable).parent / "schemathesis"
     command = [str(program), "run", f"{url}/openapi.json", "--checks", "not_a_server_error", "--seed", "1"]
     command += ["--max-examples", str(FUZZ_CASES), "--phases", "examples,coverage,fuzzing", "--no-color"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1_500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1_500, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-1_000:]
     generated = re.search(r"(\d[\d,]*) generated", done.stdout)
     assert generated and int(generated[1].replace(",", "")) >= FUZZ_CASES, done.stdout[-1_000:]
