@@ -51,22 +51,8 @@ def _application(engine: str, root: Path) -> Any:
         from jobs.serving.settings import ServeSettings
 
         return create_app(ServeSettings(home=root, now=online_home.NOW, timeout_s=30, log_sample=0))
-    from fastapi import FastAPI, Response
-    from pydantic import BaseModel
+    from benchmarks.online_floor import app
 
-    class Asked(BaseModel):
-        ids: list[int]
-
-    vectors = [[0.0123456789] * online_home.DIM] * max(CANDIDATES)
-    ready = {size: json.dumps({"vectors": vectors[:size]}).encode() for size in CANDIDATES}
-    app = FastAPI()
-
-    @app.post("/v1/embeddings")
-    async def bare(body: Asked) -> Response:
-        return Response(ready[len(body.ids)], media_type="application/json")
-
-    # The route's annotations are names of this function.
-    bare.__annotations__ = {"body": Asked, "return": Response}
     return app
 
 
