@@ -78,7 +78,7 @@ def latest_rows(
     pending, asked, moments = order[:0], codes[:0], times[:0]
     cursor, by_time = len(order), times[order]
     left = list(pieces)
-    for piece, after in zip(left, [*left[1:], None], strict=True):
+    for piece, after in zip(left, [*left[1:], None], strict=False):  # nothing comes after the last
         start = int(np.searchsorted(by_time, piece.low))
         if start < cursor:
             new = order[start:cursor]
