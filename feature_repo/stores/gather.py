@@ -20,7 +20,15 @@ from feature_repo.stores.sources import Source, Unit
 _MAX_OFFSET = 2**31 - 1
 
 
-def gather(source: Source, numbers: Int64Array, columns: Sequence[str], threads: int) -> list[pa.ChunkedArray]:
+def by_number(numbers: Int64Array) -> Int64Array:
+    """Return the labels that found a row, by its number: int64 [V]."""
+    places = np.flatnonzero(numbers >= 0)
+    return places[np.argsort(numbers[places])]
+
+
+def gather(
+    source: Source, numbers: Int64Array, columns: Sequence[str], threads: int, order: Int64Array | None = None
+) -> list[pa.ChunkedArray]:
     """Return columns of a view's rows in the order of the labels, null where a label found no row.
 
     Parameters
@@ -33,9 +41,11 @@ def gather(source: Source, numbers: Int64Array, columns: Sequence[str], threads:
         Names in the files. Lists of floats come back as ``list`` whatever the layout of the file.
     threads
         Parts that are read at the same time.
+    order
+        What :func:`by_number` returns, where it is known.
     """
-    places = np.flatnonzero(numbers >= 0)
-    order = places[np.argsort(numbers[places])]
+    if order is None:
+        order = by_number(numbers)
     spans = source.spans(numbers[order])
     found = numbers >= 0
     collectors: dict[str, _Collector] = {

@@ -16,7 +16,7 @@ from feature_repo.contracts.errors import InputDataError
 from feature_repo.contracts.types import Problem
 from feature_repo.stores.asof import Rows, latest_rows
 from feature_repo.stores.clocks import MISSING, Int64Array, Naive, microseconds
-from feature_repo.stores.gather import gather
+from feature_repo.stores.gather import by_number, gather
 from feature_repo.stores.keys import KeyCodes
 from feature_repo.stores.sources import Source, Unit
 
@@ -91,11 +91,16 @@ def join(labels: pa.Table, time_column: str, views: Sequence[ViewJoin], settings
     by_time = by_time[np.searchsorted(times, MISSING, side="right", sorter=by_time) :]
     columns = list(labels.columns)
     names = list(labels.column_names)
+
+    def rows_of(view: ViewJoin) -> tuple[Int64Array, Int64Array]:
+        numbers = row_numbers(labels, times, by_time, view, settings)
+        return numbers, by_number(numbers)
+
     with ThreadPoolExecutor(settings.threads) as pool:
-        joined = pool.map(lambda view: row_numbers(labels, times, by_time, view, settings), views)
-        for view, numbers in zip(views, joined, strict=True):
+        for view, (numbers, order) in zip(views, pool.map(rows_of, views), strict=True):
             names += [result for result, _ in view.features]
-            columns += gather(view.source, numbers, [stored for _, stored in view.features], settings.threads)
+            stored = [name for _, name in view.features]
+            columns += gather(view.source, numbers, stored, settings.threads, order)
     return pa.table(columns, names=names)
 
 
@@ -170,11 +175,8 @@ class _Piece:
 
     def _unit(self, unit: Unit) -> Rows:
         known_clocks = self.source.clock_constants(unit)
-        if known_clocks is not None and self.source.ascends(unit, self.stored) and self.keys.plain:
-            table = self.source.read(unit, self.stored)
-            codes, _ = self.keys.encode([table[name] for name in self.stored], table.num_rows)
-            times, created = (np.broadcast_to(np.int64(clock), unit.rows) for clock in known_clocks)
-            return Rows(codes, times, created, np.arange(unit.first, unit.first + unit.rows), ordered=True)
+        if known_clocks is not None:
+            return self._unit_of_one_moment(unit, *known_clocks)
         clocks = self.source.clocks
         wanted = dict.fromkeys([*self.stored, clocks.time, *([clocks.created] if clocks.created else [])])
         table = self.source.read(unit, list(wanted))
@@ -190,6 +192,17 @@ class _Piece:
         if keep.all():
             return Rows(codes, times, created, numbers)
         return Rows(codes[keep], times[keep], created[keep], numbers[keep])
+
+    def _unit_of_one_moment(self, unit: Unit, time: int, written: int) -> Rows:
+        """Read keys alone: all rows have the clocks that are given."""
+        table = self.source.read(unit, self.stored)
+        codes, known = self.keys.encode([table[name] for name in self.stored], table.num_rows)
+        numbers = np.arange(unit.first, unit.first + unit.rows)
+        if known is not None and not known.all():
+            codes, numbers = codes[known], numbers[known]
+        times, created = (np.broadcast_to(np.int64(clock), len(codes)) for clock in (time, written))
+        ordered = known is None and self.keys.plain and self.source.ascends(unit, self.stored)
+        return Rows(codes, times, created, numbers, ordered)
 
 
 def _check_columns(labels: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> None:

@@ -76,34 +76,24 @@ class File(Protocol):
     def row_bytes(self, columns: Sequence[str]) -> float:
         """Return about how many bytes a row of some columns takes."""
 
-    def constant(self, column: str) -> pa.Array | None:
-        """Return the one value that all rows of a clock have, shape (1,), if that is known without reading them."""
+    def constant(self, group: int, column: str) -> pa.Array | None:
+        """Return the one value that all rows of a part's clock have, shape (1,), if known without reading them."""
 
     def ascends(self, keys: Sequence[str]) -> bool:
         """Return whether it is known that every row has a larger key than the row before."""
 
 
-class _Unknown:
-    """A file of which nothing is known before it is read."""
-
-    def constant(self, column: str) -> pa.Array | None:
-        return None
-
-    def ascends(self, keys: Sequence[str]) -> bool:
-        return False
-
-
-class ParquetFile(_Unknown):
+class ParquetFile:
     """Rows in Parquet; a part is a row group, bounded by its statistics."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._errors(), pq.ParquetFile(path, memory_map=True) as file:
             self._metadata, self.schema = file.metadata, file.schema_arrow
+        self._names = [self._metadata.schema.column(i).path for i in range(self._metadata.num_columns)]
 
     def groups(self, clocks: Clocks) -> Iterator[tuple[int, int, int]]:
-        names = [self._metadata.schema.column(i).path for i in range(self._metadata.num_columns)]
-        at = names.index(clocks.time)
+        at = self._names.index(clocks.time)
         for number in range(self._metadata.num_row_groups):
             group = self._metadata.row_group(number)
             statistics = group.column(at).statistics
@@ -111,6 +101,20 @@ class ParquetFile(_Unknown):
                 yield group.num_rows, _moment(statistics.min), _moment(statistics.max) + 1
             else:
                 yield group.num_rows, _EARLIEST, _LATEST
+
+    def constant(self, group: int, column: str) -> pa.Array | None:
+        kind = self.schema.field(column).type
+        if not pa.types.is_timestamp(kind):
+            return None
+        statistics = self._metadata.row_group(group).column(self._names.index(column)).statistics
+        if statistics is None or not (statistics.has_min_max and statistics.has_null_count):
+            return None
+        if statistics.null_count or statistics.min != statistics.max:
+            return None
+        return pa.array([statistics.min], kind)
+
+    def ascends(self, keys: Sequence[str]) -> bool:
+        return False
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         with self._errors(), pq.ParquetFile(self._path, memory_map=True, metadata=self._metadata) as file:
@@ -137,13 +141,13 @@ class TwinFile:
         self._path, self._twin, self.schema = path, found, found.schema
 
     def groups(self, clocks: Clocks) -> Iterator[tuple[int, int, int]]:
-        column = self.constant(clocks.time)
+        column = self.constant(0, clocks.time)
         if column is None:
             column = self.read(0, [clocks.time])[clocks.time]
         times = microseconds(column, "up", file=str(self._path), name=clocks.time, naive=clocks.naive)
         yield self._twin.rows, *_bounds(times)
 
-    def constant(self, column: str) -> pa.Array | None:
+    def constant(self, group: int, column: str) -> pa.Array | None:
         value = self._twin.constants.get(column)
         return None if value is None else pa.array([value]).cast(self.schema.field(column).type)
 
@@ -159,11 +163,17 @@ class TwinFile:
         return table.nbytes / max(table.num_rows, 1)
 
 
-class TableFile(_Unknown):
+class TableFile:
     """Rows in memory: one part."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table, self.schema = table, table.schema
+
+    def constant(self, group: int, column: str) -> pa.Array | None:
+        return None
+
+    def ascends(self, keys: Sequence[str]) -> bool:
+        return False
 
     def groups(self, clocks: Clocks) -> Iterator[tuple[int, int, int]]:
         times = microseconds(self._table[clocks.time], "up", file="the source", name=clocks.time, naive=clocks.naive)
@@ -199,7 +209,7 @@ class Source:
         self.units = [unit for unit in units if unit.rows]
         self.rows = first
         self._starts = np.array([unit.first for unit in self.units], np.int64)
-        self._constants: dict[int, tuple[int, int] | None] = {}
+        self._constants: dict[Unit, tuple[int, int] | None] = {}
 
     def type_of(self, column: str) -> pa.DataType:
         """Return a column's type in the first file; null where the view has no file yet."""
@@ -219,15 +229,15 @@ class Source:
 
     def clock_constants(self, unit: Unit) -> tuple[int, int] | None:
         """Return the clocks that all rows of a part share, if they are known without reading it."""
-        if unit.file not in self._constants:
-            self._constants[unit.file] = self._read_constants(unit)
-        return self._constants[unit.file]
+        if unit not in self._constants:
+            self._constants[unit] = self._read_constants(unit)
+        return self._constants[unit]
 
     def _read_constants(self, unit: Unit) -> tuple[int, int] | None:
         columns = {}
         for name in (self.clocks.time, self.clocks.created):
             if name is not None:
-                column = self._files[unit.file].constant(name)
+                column = self._files[unit.file].constant(unit.group, name)
                 if column is None:
                     return None
                 columns[name] = column
