@@ -1,7 +1,7 @@
 """How fast and in how much memory point-in-time joins run: ours beside Feast's stores, Polars, DuckDB and the floor.
 
     python -m benchmarks.pit --scale 0.02      # a minute, to see that it works
-    make bench-pit                             # the sizes of the documentation: a quarter of an hour, 45 GB of disk
+    make bench-pit                             # the sizes of the documentation: half an hour, 30 GB of disk
 
 Each engine runs in a process of its own, up to three times in 20 seconds, of which the best counts. Seconds are wall
 time from labels in memory to an Arrow table in memory (the streamed size: from file to file); `cpu_seconds` is what
@@ -80,7 +80,8 @@ def in_own_process(engine: str, index: int, scale: float, folder: Path, timeout:
     for line in done.stdout.splitlines():
         if line.startswith("{"):
             return dict(json.loads(line))
-    return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]}
+    told = [line for line in done.stderr.splitlines() if "memory" in line.lower() or "Error" in line]
+    return {"error": f"failed: {(told or [f'exit code {done.returncode}'])[0].strip()[:120]}"}
 
 
 def records(size: Size, found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
