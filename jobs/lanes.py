@@ -20,16 +20,12 @@ from typing import Any
 from feature_repo.contracts.errors import HeadwaterError
 from jobs.workspace import Progress, silent
 
-Lane = Callable[[Iterator[Any], Progress], list[Any] | None]
-"""Works off the pieces that it is given, one after the other, and may return results.
-
-Importable by name: other processes call it, too."""
+Lane = Callable[[Iterator[Any], Progress], None]
+"""Works off the pieces that it is given, one after the other. Importable by name: other processes call it, too."""
 
 
-def side_by_side(lane: Lane, pieces: Sequence[Any], *, processes: int, progress: Progress = silent) -> list[Any]:
+def side_by_side(lane: Lane, pieces: Sequence[Any], *, processes: int, progress: Progress = silent) -> None:
     """Work off `pieces` in up to so many processes; each takes the next piece when it has finished one.
-
-    Returns the results of all lanes, in no particular order.
 
     Parameters
     ----------
@@ -49,7 +45,8 @@ def side_by_side(lane: Lane, pieces: Sequence[Any], *, processes: int, progress:
     """
     count = min(processes, len(pieces))
     if count <= 1:
-        return lane(iter(pieces), progress) or []
+        lane(iter(pieces), progress)
+        return
     # A copy of this process would hold the locks of threads that it does not have: start new ones.
     context = multiprocessing.get_context("spawn")
     lanes: dict[Connection, Any] = {}
@@ -60,7 +57,7 @@ def side_by_side(lane: Lane, pieces: Sequence[Any], *, processes: int, progress:
             process.start()
             theirs.close()
             lanes[ours] = process
-        return _serve(lanes, pieces, progress)
+        _serve(lanes, pieces, progress)
     finally:
         for process in lanes.values():
             process.terminate()
@@ -68,10 +65,9 @@ def side_by_side(lane: Lane, pieces: Sequence[Any], *, processes: int, progress:
             process.join()
 
 
-def _serve(lanes: dict[Connection, Any], pieces: Sequence[Any], progress: Progress) -> list[Any]:
+def _serve(lanes: dict[Connection, Any], pieces: Sequence[Any], progress: Progress) -> None:
     """Give each lane a piece when it asks for one, and pass on what the lanes tell, until all have ended."""
     telling: dict[Connection, str] = {}
-    results: list[Any] = []
     given, done, running = 0, 0, list(lanes)
     while running:
         for connection in wait(running):
@@ -94,14 +90,12 @@ def _serve(lanes: dict[Connection, Any], pieces: Sequence[Any], progress: Progre
             if kind == "end":
                 running.remove(connection)
                 telling.pop(connection, None)
-                results += value
                 continue
             if kind == "done":
                 done += 1
             else:
                 telling[connection] = value
             progress(" | ".join(telling.values()), done, len(pieces))
-    return results
 
 
 def _work(lane: Lane, parent: Connection) -> None:
@@ -125,7 +119,8 @@ def _work(lane: Lane, parent: Connection) -> None:
         parent.send(("at", f"{what} {done}/{total}" if total > 1 else what))
 
     try:
-        parent.send(("end", lane(asking(), telling) or []))
+        lane(asking(), telling)
+        parent.send(("end", None))
     except BaseException as error:
         parent.send(("error", _sendable(error)))
     parent.close()

@@ -22,6 +22,7 @@ from jobs.snapshot_gate import id_type_of, judge
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
+    from jobs.features.tables import Tables
     from models.upstream.derm import DERM
 
 INFERENCE_ROWS = 4096
@@ -46,9 +47,11 @@ class Upstream:
         The workspace.
     space
         The space whose model to load.
+    like
+        Another upstream of the same log: where its encodings are the same, the log is read once for both.
     """
 
-    def __init__(self, ws: Workspace, space: Space) -> None:
+    def __init__(self, ws: Workspace, space: Space, like: Upstream | None = None) -> None:
         from jobs.features.encode import Encoder
         from jobs.features.tables import Tables
         from models.upstream.derm import DERM
@@ -58,10 +61,14 @@ class Upstream:
         self.model: DERM = DERM.load(folder)
         self._ids = {entity: ws.log.codes[entity][join_key(entity)] for entity in ENTITIES}
         encoder = Encoder.load(folder / "encoder.json")
+        self.tables: Tables
+        # Each entity's table of the last moment: the gate asks for it again, and so does every other version.
+        self._read: dict[Entity, tuple[datetime, Any]]
+        if like is not None and like.tables.encoder == encoder:
+            self.tables, self._read = like.tables, like._read
+            return
         actions, coverage = ws.config.history_actions, ws.config.coverage
-        self.tables = Tables(ws.log, encoder, actions, coverage, ws.config.min_item_events)
-        # Each entity's table of the last moment: the gate asks for it again.
-        self._read: dict[Entity, tuple[datetime, Any]] = {}
+        self.tables, self._read = Tables(ws.log, encoder, actions, coverage, ws.config.min_item_events), {}
 
     def ids(self, entity: Entity, as_of: datetime) -> pl.Series:
         """Return the ids [N] that have a vector as of a moment, in the order of :meth:`infer`.
@@ -114,7 +121,7 @@ def upstream_at(ws: Workspace, version: str, as_of: datetime) -> Upstream:
     return upstream
 
 
-def upstreams_of(ws: Workspace, version: str) -> list[Upstream]:
+def upstreams_of(ws: Workspace, version: str, like: Upstream | None = None) -> list[Upstream]:
     """Load the models that make a version's vectors, by the moment from which each is used (`since`).
 
     The first is the version's own. Those that continue it were trained on and stayed in its space: all of them give
@@ -123,7 +130,7 @@ def upstreams_of(ws: Workspace, version: str) -> list[Upstream]:
     space = ws.ledger.space(ws.ledger.version(version).space_id)
     found: list[Upstream] = []
     for model in lifecycle.models_of(ws.ledger, version):
-        upstream = Upstream(ws, model)
+        upstream = Upstream(ws, model, like or (found[0] if found else None))
         upstream.space = space
         found.append(upstream)
     return found
