@@ -29,12 +29,12 @@ from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.contracts.types import Entity, Snapshot
 from feature_repo.lake import read_json, write_json
 from jobs import bridge
+from jobs.training_set import LABELS
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
     from jobs.features.ranking import TrainingSet
 
-LABELLED = {"ctr": "click", "cvr": "conversion"}
 WAYS = OWN, BRIDGED, STOPPED, KEPT = "its own", "bridged", "stopped", "stopped, never expiring"
 
 
@@ -202,7 +202,7 @@ class _Ranker:
 def _rankers(ws: Workspace, version: str) -> Iterator[_Ranker]:
     views = {embedding_view(entity, version) for entity in ENTITIES}
     for consumer in ws.ledger.consumers():
-        if consumer["task"] in LABELLED and "artifact" in consumer["record"]:
+        if consumer["task"] in LABELS and "artifact" in consumer["record"]:
             artifact = ws.home.root / consumer["record"]["artifact"]
             for variant in read_json(artifact / "consumer.json")["variants"]:
                 if set(variant["views"]) == views:
@@ -220,7 +220,7 @@ def _score(
     from jobs.features.ranking import TrainingSet
     from models.bootstrap import bootstrap_lift
 
-    source = TrainingSet(ws.home.training_sets / ranker.consumer, LABELLED[ranker.task])
+    source = TrainingSet(ws.home.training_sets / ranker.consumer, LABELS[ranker.task])
     test = source.between(ws.splits.valid_end, None)
     rows = np.flatnonzero(test & source.between(max(start, ws.splits.valid_end), None))
     inside = np.flatnonzero(np.isin(np.flatnonzero(test), rows))

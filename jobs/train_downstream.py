@@ -18,12 +18,12 @@ from feature_repo.contracts.naming import embedding_view
 from feature_repo.contracts.spaces import check_pins
 from feature_repo.lake import read_json, replacing, write_json
 from jobs.lanes import side_by_side
+from jobs.training_set import LABELS
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
     from models.downstream.fit import FitConfig
 
-LABELS = {"ctr": "click", "cvr": "conversion"}
 STEPS_PER_EPOCH, SMALLEST_BATCH, LARGEST_BATCH = 200, 128, 2048
 
 

@@ -158,10 +158,7 @@ class PitOfflineStore(DuckDBOfflineStore):
             created_timestamp_column=created_timestamp_column,
             start_date=start_date,
             end_date=end_date,
-            data_source_reader=partial(_read, config),
-            data_source_writer=_write_data_source,
-            staging_location=config.offline_store.staging_location,
-            staging_location_endpoint_override=config.offline_store.staging_location_endpoint_override,
+            **_reading(config),
         )
 
     @staticmethod
@@ -185,10 +182,7 @@ class PitOfflineStore(DuckDBOfflineStore):
             created_timestamp_column=created_timestamp_column,
             start_date=start_date,
             end_date=end_date,
-            data_source_reader=partial(_read, config),
-            data_source_writer=_write_data_source,
-            staging_location=config.offline_store.staging_location,
-            staging_location_endpoint_override=config.offline_store.staging_location_endpoint_override,
+            **_reading(config),
         )
 
     @staticmethod
@@ -261,6 +255,17 @@ def _files(config: RepoConfig, source: DataSource, keys: Sequence[str], features
         if named >= {*keys, *features}:
             return files
     return [TableFile(_read(config, source).to_pyarrow())]
+
+
+def _reading(config: RepoConfig) -> dict[str, Any]:
+    """Return how Feast's own queries read and write files."""
+    store = config.offline_store
+    return {
+        "data_source_reader": partial(_read, config),
+        "data_source_writer": _write_data_source,
+        "staging_location": store.staging_location,
+        "staging_location_endpoint_override": store.staging_location_endpoint_override,
+    }
 
 
 def _read(config: RepoConfig, source: DataSource, repo_path: str = "") -> Any:
