@@ -11,8 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import cli_care, cli_release, cli_serve, cli_snapshot, cli_versions
-from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, quiet, read_moment
+from jobs import cli_care, cli_release, cli_serve, cli_snapshot, cli_versions, cli_world
+from jobs.cli_output import (
+    HOME,
+    HomeOption,
+    open_home,
+    print_lift,
+    print_table,
+    progress_reporter,
+    quiet,
+    read_moment,
+)
 
 app = typer.Typer(
     name="headwater",
@@ -29,6 +38,7 @@ app.add_typer(cli_versions.app, name="version")
 app.add_typer(cli_release.app, name="release")
 app.add_typer(cli_serve.app)
 app.add_typer(cli_care.app)
+app.add_typer(cli_world.app)
 
 
 def main() -> None:
@@ -111,51 +121,6 @@ def _served(served: Any) -> None:
         f"\nServed over HTTP by release {served.release}: item {best['item_id']} first ({scores}), "
         f"{served.milliseconds:.0f} ms.\nAudit: {audit.rows_exact:,} of {audit.rows:,} served rows are exactly what "
         f"training reads{'' if audit.passed else '; SKEWED'}: {audit.path}"
-    )
-
-
-def print_lift(summary: dict[str, Any]) -> None:
-    """Print the lift table and the retrieval table of a summary."""
-    if summary["lift"]:
-        print_table(
-            [
-                {
-                    "task": row["task"],
-                    "embeddings": row["embeddings"],
-                    "ROC-AUC": f"{row['auc']:.5f}",
-                    "lift": f"{100 * row['relative_auc_lift']:+.3f}%",
-                    "95% interval": f"[{100 * row['ci95'][0]:+.3f}%, {100 * row['ci95'][1]:+.3f}%]",
-                    "log loss": f"{row['log_loss']:.5f}",
-                    "norm. entropy": f"{row['normalized_entropy']:.4f}",
-                    "calibration": f"{row['calibration']:.3f}",
-                    "seeds": str(row["seeds"]),
-                }
-                for row in summary["lift"]
-            ],
-            "\nLift of ranking, test period",
-        )
-    print_retrieval(summary["retrieval"], "\nRetrieval, test period")
-    before = summary.get("retrieval_validation") or {}
-    print_retrieval(before.get("table", []), "\nRetrieval, before the test period (choose settings here)")
-
-
-def print_retrieval(rows: list[dict[str, Any]], title: str) -> None:
-    """Print recall per model; nothing where there are no rows."""
-    if not rows:
-        return
-    print_table(
-        [
-            {
-                "retrieval": row["model"],
-                "recall@10": f"{row['recall_at_10']:.4f}",
-                "recall@50": f"{row['recall_at_50']:.4f}",
-                "recall@100": f"{row['recall_at_100']:.4f}",
-                "x popularity at 100": f"{row['ratio_to_popularity_at_100']:.2f}",
-                "95% interval": f"[{row['ratio_ci95'][0]:.2f}, {row['ratio_ci95'][1]:.2f}]",
-            }
-            for row in rows
-        ],
-        title,
     )
 
 
@@ -354,16 +319,22 @@ def train_downstream(
 
 
 @app.command()
-def evaluate(home: HomeOption = HOME) -> None:
+def evaluate(
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Folder of true probabilities: adds the share of the possible gain. From config.yaml."),
+    ] = None,
+    home: HomeOption = HOME,
+) -> None:
     """Compute the lift table on the test period and write the summary and the report.
 
-    Example: `headwater evaluate`
+    Example: `headwater evaluate`, or for a simulated log `headwater evaluate --truth world/truth`
     """
     from jobs import evaluate as job
     from jobs import report
 
     ws = open_home(home)
-    result = job.run(ws, progress=progress_reporter())
+    result = job.run(ws, truth=truth, progress=progress_reporter())
     print_lift(result.summary)
     typer.echo(f"\nReport:  {report.run(ws.home.root).path}\nNumbers: {result.path}")
 

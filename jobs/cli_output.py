@@ -7,7 +7,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,3 +80,63 @@ def print_table(rows: list[dict[str, str]], title: str = "") -> None:
         table.add_row(*row.values())
     # A pipe has no width; a narrow default would cut the numbers.
     (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
+
+
+def print_lift(summary: dict[str, Any]) -> None:
+    """Print the lift table and the retrieval table of a summary."""
+    oracle = {row["task"]: row for row in summary.get("oracle", [])}
+    rows = []
+    for row, following in zip(summary["lift"], [*summary["lift"][1:], None], strict=True):
+        rows.append(row)
+        if row["task"] in oracle and (following is None or following["task"] != row["task"]):
+            rows.append(oracle[row["task"]])
+    if rows:
+        print_table(
+            [
+                {
+                    "task": row["task"],
+                    "embeddings": row["embeddings"],
+                    "ROC-AUC": f"{row['auc']:.5f}",
+                    "lift": f"{100 * row['relative_auc_lift']:+.3f}%",
+                    "95% interval": f"[{100 * row['ci95'][0]:+.3f}%, {100 * row['ci95'][1]:+.3f}%]",
+                    "log loss": f"{row['log_loss']:.5f}",
+                    "norm. entropy": f"{row['normalized_entropy']:.4f}",
+                    "calibration": f"{row['calibration']:.3f}",
+                    "seeds": str(row["seeds"]),
+                    **(_share(row) if oracle else {}),
+                }
+                for row in rows
+            ],
+            "\nLift of ranking, test period",
+        )
+    print_retrieval(summary["retrieval"], "\nRetrieval, test period")
+    before = summary.get("retrieval_validation") or {}
+    print_retrieval(before.get("table", []), "\nRetrieval, before the test period (choose settings here)")
+
+
+def _share(row: dict[str, Any]) -> dict[str, str]:
+    """Return the share of the possible gain with its interval; the baseline has none and the oracle all of it."""
+    share, ends = row.get("share_of_possible_gain"), row.get("share_ci95")
+    if share is None or ends is None:
+        return {"share of possible gain": "unknown"}
+    return {"share of possible gain": f"{share:.1%} [{ends[0]:.1%}, {ends[1]:.1%}]"}
+
+
+def print_retrieval(rows: list[dict[str, Any]], title: str) -> None:
+    """Print recall per model; nothing where there are no rows."""
+    if not rows:
+        return
+    print_table(
+        [
+            {
+                "retrieval": row["model"],
+                "recall@10": f"{row['recall_at_10']:.4f}",
+                "recall@50": f"{row['recall_at_50']:.4f}",
+                "recall@100": f"{row['recall_at_100']:.4f}",
+                "x popularity at 100": f"{row['ratio_to_popularity_at_100']:.2f}",
+                "95% interval": f"[{row['ratio_ci95'][0]:.2f}, {row['ratio_ci95'][1]:.2f}]",
+            }
+            for row in rows
+        ],
+        title,
+    )

@@ -112,6 +112,9 @@ class Config(_Settings):
     label_rate_factor: float = Field(
         3.0, gt=1, description="a training set whose label rate is so many times that of the past, or less, is refused"
     )
+    truth: Path | None = Field(
+        None, description="folder of Parquet with the true probabilities by impression_id; null: nobody knows them"
+    )
     seeds: int = Field(3, ge=1, description="downstream models per row of the lift table")
     bootstrap: int = Field(200, ge=20, description="resamples of users for an interval")
     threads: int = Field(1, ge=1, description="of one training; another number gives other last bits")

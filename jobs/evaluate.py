@@ -23,11 +23,20 @@ class Result:
     summary: dict[str, Any]
 
 
-def run(ws: Workspace, *, skipped: list[dict[str, str]] | None = None, progress: Progress = silent) -> Result:
+def run(
+    ws: Workspace,
+    *,
+    truth: Path | None = None,
+    skipped: list[dict[str, str]] | None = None,
+    progress: Progress = silent,
+) -> Result:
     """Compute the lift table of every trained consumer and write ``reports/summary.json``.
 
     Parameters
     ----------
+    truth
+        Folder with the true probabilities of the log (`jobs.truth`), by default what the settings say: with it,
+        every row says which share of the possible gain it has.
     skipped
         Tasks that could not run, as ``{"task": ..., "why": ...}``.
 
@@ -35,11 +44,15 @@ def run(ws: Workspace, *, skipped: list[dict[str, str]] | None = None, progress:
     ------
     NotReadyError
         If no consumer was trained.
+    ConfigError
+        If the truth is that of another log.
     """
+    truth = truth or ws.config.truth
     trained = [consumer for consumer in ws.ledger.consumers() if "artifact" in consumer["record"]]
     if not trained:
         raise NotReadyError("No consumer is trained yet. Run `headwater train-downstream NAME` first.")
     lift: list[dict[str, Any]] = []
+    oracle: list[dict[str, Any]] = []
     curves = _upstream_curves(ws)
     retrieval: dict[str, Any] = {}
     for step, consumer in enumerate(trained):
@@ -48,8 +61,9 @@ def run(ws: Workspace, *, skipped: list[dict[str, str]] | None = None, progress:
         if consumer["task"] == "retrieval":
             retrieval = read_json(folder / "scores.json")
         else:
-            rows, points = _lift(ws, consumer["task"], folder)
-            lift += rows
+            rows, points = _lift(ws, consumer, folder, truth)
+            oracle += [row for row in rows if row["embeddings"] == "oracle"]
+            lift += [row for row in rows if row["embeddings"] != "oracle"]
             curves += points
     progress("evaluate", len(trained), len(trained))
     timings = ws.home.reports / "timings.json"
@@ -60,6 +74,7 @@ def run(ws: Workspace, *, skipped: list[dict[str, str]] | None = None, progress:
         "gate": _gate(ws),
         "training_sets": [_training_set(manifest) for manifest in ws.ledger.training_sets()],
         "lift": lift,
+        "oracle": oracle,
         "skipped": skipped or [],
         "retrieval": retrieval.get("table", []),
         "retrieval_setup": retrieval.get("setup"),
@@ -73,9 +88,12 @@ def run(ws: Workspace, *, skipped: list[dict[str, str]] | None = None, progress:
     return Result(path, summary)
 
 
-def _lift(ws: Workspace, task: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _lift(
+    ws: Workspace, consumer: dict[str, Any], folder: Path, truth: Path | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from models.bootstrap import bootstrap_lift
 
+    task = consumer["task"]
     test = np.load(folder / "test.npz")
     logits, curves = {}, []
     for variant in read_json(folder / "consumer.json")["variants"]:
@@ -84,9 +102,9 @@ def _lift(ws: Workspace, task: str, folder: Path) -> tuple[list[dict[str, Any]],
         logits[variant["name"]] = np.stack([np.load(seed / "test.npz")["logit"] for seed in seeds])
         curves.append({"name": f"{task} {variant['name']}", "points": read_json(seeds[0] / "curve.json")["points"]})
     baseline = logits.pop("none")
-    table = bootstrap_lift(
-        test["label"], test["weight"], test["user"], baseline, logits, resamples=ws.config.bootstrap, seed=0
-    )
+    oracle = None if truth is None else _oracle(ws, consumer["name"], task, len(test["label"]), truth)
+    facts = test["label"], test["weight"], test["user"]
+    table = bootstrap_lift(*facts, baseline, logits, oracle=oracle, resamples=ws.config.bootstrap, seed=0)
     rows = []
     for name, row in table.items():
         rows.append(
@@ -101,12 +119,31 @@ def _lift(ws: Workspace, task: str, folder: Path) -> tuple[list[dict[str, Any]],
                 "ci95": list(row.relative_auc_lift.ci95),
                 "auc_ci95": list(row.auc.ci95),
                 "seed_auc_lifts": list(row.seed_auc_lifts),
-                "seeds": ws.config.seeds,
+                "share_of_possible_gain": share.value if (share := row.share_of_possible_gain) else None,
+                "share_ci95": list(share.ci95) if share else None,
+                "seeds": 1 if name == "oracle" else ws.config.seeds,
                 "rows": len(test["label"]),
                 "positives": int(test["label"].sum()),
             }
         )
     return rows, curves
+
+
+def _oracle(ws: Workspace, name: str, task: str, expected: int, truth: Path) -> np.ndarray:
+    """Return the logits of the true probabilities of a consumer's test rows, in their order."""
+    import polars as pl
+
+    from jobs.truth import oracle_logits
+
+    folder = ws.home.training_sets / name
+    files = [folder / part for part in read_json(folder / "manifest.json")["files"]]
+    rows = pl.read_parquet(files, columns=["event_timestamp", "impression_id"])
+    rows = rows.filter(pl.col("event_timestamp") >= ws.splits.valid_end)
+    if rows.height != expected:
+        raise NotReadyError(
+            f"'{name}' was trained on another training set than lies there. Run `headwater train-downstream {name}`."
+        )
+    return oracle_logits(truth, task, rows["impression_id"])
 
 
 def _upstream_curves(ws: Workspace) -> list[dict[str, Any]]:

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.metrics import Floats, Integers, RankedScores, checked_rows, entropy, row_log_loss, sigmoid
+from models.metrics import (
+    Floats,
+    Integers,
+    RankedScores,
+    checked_rows,
+    entropy,
+    row_log_loss,
+    share_of_possible_gain,
+    sigmoid,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,8 @@ class LiftRow:
     """One row of the lift table: means over seeds, intervals over users.
 
     Lift and changes compare with the baseline on the same resample and the same seed. The lift is relative;
-    the changes are differences, and below 0 is better.
+    the changes are differences, and below 0 is better. `share_of_possible_gain` is there only where an oracle's
+    logits were given: (AUC - AUC of the baseline) / (AUC of the oracle - AUC of the baseline), of means over seeds.
     """
 
     auc: Interval
@@ -38,6 +48,7 @@ class LiftRow:
     log_loss_change: Interval
     normalized_entropy_change: Interval
     seed_auc_lifts: tuple[float, ...]
+    share_of_possible_gain: Interval | None = None
 
 
 def bootstrap_lift(
@@ -47,6 +58,7 @@ def bootstrap_lift(
     baseline: ArrayLike,
     treatments: Mapping[str, ArrayLike],
     *,
+    oracle: ArrayLike | None = None,
     resamples: int = 200,
     seed: int = 0,
 ) -> dict[str, LiftRow]:
@@ -64,6 +76,8 @@ def bootstrap_lift(
         Logits ``[S, N]``, one row per seed.
     treatments
         Name to logits ``[S, N]``, the same seeds in the same order.
+    oracle
+        Logits of the true probabilities ``[N]``, where they are known (a simulated log).
     resamples
         R; 200 gives the ends of a 95% interval to about a tenth of its width.
     seed
@@ -72,25 +86,25 @@ def bootstrap_lift(
     Returns
     -------
     dict
-        ``"baseline"`` and each treatment, in order.
+        ``"baseline"`` and each treatment, in order; with an oracle also ``"oracle"``, the last.
 
     Raises
     ------
     ValueError
-        If shapes differ, a treatment is named "baseline", or more than one resample in twenty
+        If shapes differ, a treatment is named "baseline" or "oracle", or more than one resample in twenty
         has only one class (too few users with positives for an interval).
 
     Notes
     -----
     Cost: one sort per model and seed, then per resample one gather and one cumulative sum over N.
     """
-    if "baseline" in treatments:
-        raise ValueError("bootstrap_lift: no treatment may be named 'baseline', the first row is.")
-    named = {"baseline": baseline, **treatments}
+    if taken := {"baseline", "oracle"} & set(treatments):
+        raise ValueError(f"bootstrap_lift: no treatment may be named '{taken.pop()}', another row is.")
+    named = {"baseline": baseline, **treatments} | ({} if oracle is None else {"oracle": oracle})
     models = {name: np.atleast_2d(np.asarray(rows)) for name, rows in named.items()}
     shape = (len(models["baseline"]), len(np.asarray(label)))
     for name, rows in models.items():
-        if rows.shape != shape:
+        if rows.shape != (shape if name != "oracle" else (1, shape[1])):
             raise ValueError(f"bootstrap_lift: logits of '{name}' have shape {rows.shape}, expected {shape}.")
     codes, users = _codes(user)
     if len(codes) != shape[1]:
@@ -103,7 +117,7 @@ def bootstrap_lift(
             f"bootstrap_lift: {broken:.0%} of the resamples hold one class only; "
             "more users with positive labels are needed for an interval."
         )
-    return {name: _lift_row(metrics["baseline"], values) for name, values in metrics.items()}
+    return {name: _lift_row(metrics["baseline"], values, metrics.get("oracle")) for name, values in metrics.items()}
 
 
 def user_counts(users: int, resamples: int, seed: int) -> Floats:
@@ -167,7 +181,13 @@ def _per_resample(
         }
 
 
-def _lift_row(baseline: Mapping[str, Floats], model: Mapping[str, Floats]) -> LiftRow:
+def _lift_row(
+    baseline: Mapping[str, Floats], model: Mapping[str, Floats], oracle: Mapping[str, Floats] | None
+) -> LiftRow:
+    share = None
+    if oracle is not None:
+        gains = share_of_possible_gain(*(values["auc"].mean(axis=0) for values in (model, baseline, oracle)))
+        share = _interval(gains)
     lifts = model["auc"] / baseline["auc"] - 1.0
     return LiftRow(
         **{name: _interval(values.mean(axis=0)) for name, values in model.items()},
@@ -177,6 +197,7 @@ def _lift_row(baseline: Mapping[str, Floats], model: Mapping[str, Floats]) -> Li
             (model["normalized_entropy"] - baseline["normalized_entropy"]).mean(axis=0)
         ),
         seed_auc_lifts=tuple(float(lift) for lift in lifts[:, 0]),
+        share_of_possible_gain=share,
     )
 
 

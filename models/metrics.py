@@ -82,6 +82,22 @@ def relative_lift(baseline: float, treatment: float) -> float:
     return treatment / baseline - 1.0
 
 
+def share_of_possible_gain(value: ArrayLike, baseline: ArrayLike, oracle: ArrayLike) -> Floats:
+    """Return (value - baseline) / (oracle - baseline): 0 is the baseline, 1 is all that can be known.
+
+    NaN where the oracle is not above the baseline, as there is no gain to take a share of.
+
+    Examples
+    --------
+    >>> float(share_of_possible_gain(0.75, 0.70, 0.80).round(3))
+    0.5
+    """
+    below = np.asarray(baseline, dtype=np.float64)
+    possible = np.asarray(oracle, dtype=np.float64) - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(possible > 0, (np.asarray(value, dtype=np.float64) - below) / possible, np.nan)
+
+
 @dataclass(frozen=True)
 class CalibrationBin:
     """Rows with similar predictions: their weight, mean prediction and observed rate."""

@@ -20,6 +20,7 @@ from models.metrics import (
     recall_at_k,
     relative_lift,
     roc_auc,
+    share_of_possible_gain,
     sigmoid,
 )
 
@@ -293,3 +294,32 @@ def test_bootstrap_of_means_and_ratios():
         bootstrap_mean([])
     with pytest.raises(ValueError, match="shapes"):
         bootstrap_ratio([1.0], [1.0, 2.0])
+
+
+def test_share_of_possible_gain_places_a_model_between_baseline_and_oracle() -> None:
+    assert share_of_possible_gain([0.70, 0.80, 0.76, 0.68], 0.70, 0.80) == pytest.approx([0.0, 1.0, 0.6, -0.2])
+    assert np.isnan(share_of_possible_gain(0.75, 0.80, 0.80))
+
+
+def test_the_lift_table_carries_the_share_with_its_interval_where_the_truth_is_known() -> None:
+    rng = np.random.default_rng(5)
+    user = rng.integers(400, size=20_000)
+    known, hidden = rng.normal(size=(2, 20_000))
+    label = rng.random(20_000) < sigmoid(known + hidden - 1.5)
+    baseline = np.stack([known + 0.1 * rng.normal(size=20_000) for _ in range(2)])
+    treatment = baseline + 0.5 * hidden
+    arguments = (label, np.ones(20_000), user, baseline, {"half": treatment})
+    table = bootstrap_lift(*arguments, oracle=known + hidden - 1.5, resamples=100)
+    assert list(table) == ["baseline", "half", "oracle"]
+    share = table["half"].share_of_possible_gain
+    assert share is not None and table["baseline"].share_of_possible_gain is not None
+    auc = {name: row.auc.value for name, row in table.items()}
+    assert share.value == pytest.approx((auc["half"] - auc["baseline"]) / (auc["oracle"] - auc["baseline"]))
+    assert 0.5 < share.ci95[0] < share.value < share.ci95[1] < 1
+    assert table["baseline"].share_of_possible_gain.value == 0
+    assert table["oracle"].share_of_possible_gain.value == 1  # type: ignore[union-attr]
+    without = bootstrap_lift(*arguments, resamples=100)
+    assert without["half"].share_of_possible_gain is None
+    assert without["half"].relative_auc_lift == table["half"].relative_auc_lift, "an oracle changes no other number"
+    with pytest.raises(ValueError, match="oracle"):
+        bootstrap_lift(label, np.ones(20_000), user, baseline, {"oracle": treatment})
