@@ -67,6 +67,11 @@ class Home:
         """What a person reads."""
         return self.root / "reports"
 
+    @property
+    def data_docs(self) -> Path:
+        """Great Expectations' pages, one per snapshot that the gate judged."""
+        return self.reports / "gate" / "data_docs"
+
     def view_folder(self, view: str) -> Path:
         """Return the folder of one view's snapshots."""
         return self.lake / view

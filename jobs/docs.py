@@ -68,7 +68,7 @@ def run(ws: Workspace, now: datetime, *, only: Collection[str] | None = None, pr
         done += _pages_of_view(ws, list(group), decisions, only, folder, linked, now, progress)
     progress("data docs", 0, 1)
     verdicts = {snapshot.snapshot_id: snapshot.verdict for snapshot in snapshots}
-    build_data_docs(verdicts, folder / "data_docs", checked_at=now, only=only)
+    build_data_docs(verdicts, ws.home.data_docs, checked_at=now, only=only)
     progress("data docs", 1, 1)
     index = folder / "index.html"
     _write(index, "gate_index.html.jinja", views=_views(snapshots, decisions), linked=linked, now=now)

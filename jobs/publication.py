@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 
 from feature_repo import lifecycle
 from feature_repo.contracts.errors import SnapshotRefusedError
-from feature_repo.contracts.naming import join_key, moment_stem
+from feature_repo.contracts.naming import join_key, snapshot_name
 from feature_repo.contracts.types import Snapshot, Verdict, View
 from feature_repo.failpoints import durable
 from feature_repo.lake import replacing, sha256_of, write_json
 from feature_repo.lifecycle import Origin
 from feature_repo.stores import twin
 from jobs.workspace import Workspace
+from validation.docs import add_page
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,10 @@ def _judge(
     started = time.perf_counter()
     verdict = _recordable(candidate.gate(staged))
     seconds = round(time.perf_counter() - started, 4)
-    snapshot_id = f"{view.name}-{moment_stem(as_of)}"
+    snapshot_id = snapshot_name(view.name, as_of)
+    if verdict.page is not None:
+        # Filed first: nothing is read, and nothing refused, that a person could not look up.
+        add_page(ws.home.data_docs, snapshot_id, verdict.page)
     accepted = ws.home.snapshot_file(view.name, as_of)
     path = accepted if verdict.accepted else ws.home.quarantine / snapshot_id / "snapshot.parquet"
     snapshot = Snapshot(

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 import pyarrow as pa
 
-from feature_repo.contracts.naming import ENTITIES, attributes_view, join_key, stats_view
+from feature_repo.contracts.naming import ENTITIES, attributes_view, join_key, snapshot_name, stats_view
 from feature_repo.contracts.types import Entity, Verdict, View
 from jobs.publication import Publication, clocked, latest_before, publish, published
 from jobs.workspace import Progress, Workspace, silent
@@ -117,7 +117,7 @@ def _publish(
         # Attributes may be missing, and their times are their own; counts are complete, and of one moment.
         timed = as_of != ALWAYS
         spec = FeatureSpec(
-            snapshot_id=view,
+            snapshot_id=snapshot_name(view, as_of),
             entity=entity,
             id_type="int64" if id_type == "int64" else "string",
             columns={name: table.schema.field(name).type for name in fields},

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo.contracts.naming import embedding_view, join_key
+from feature_repo.contracts.naming import embedding_view, join_key, snapshot_name
 from feature_repo.contracts.types import Entity, Snapshot, Verdict
 from jobs.workspace import Workspace
 
@@ -50,7 +50,7 @@ def judge(ws: Workspace, upstream: Upstream, version: str, entity: Entity, path:
     previous = _file(ws, earlier[-1]) if earlier else None
     known = ws.log.codes[entity][join_key(entity)]
     spec = SnapshotSpec(
-        snapshot_id=view,
+        snapshot_id=snapshot_name(view, as_of),
         entity=entity,
         id_type=id_type_of(known),
         dim=upstream.space.dim,

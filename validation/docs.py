@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from feature_repo.contracts.types import Check, Verdict
+from feature_repo.lake import replacing
 
 _ASSETS = Path(__file__).parent / "assets"
 _STYLES = ("bootstrap.min", "fontawesome.min", "solid.min", "data_docs")
@@ -67,11 +68,25 @@ def build_data_docs(
     for snapshot_id, verdict in verdicts.items():
         if only is not None and snapshot_id not in only:
             continue
-        (pages / f"{snapshot_id}.html").write_text(_page(snapshot_id, verdict, checked_at), encoding="utf-8")
+        (pages / f"{snapshot_id}.html").write_text(page(snapshot_id, verdict, checked_at), encoding="utf-8")
     index = folder / "index.html"
     shown = {name: verdict for name, verdict in verdicts.items() if (pages / f"{name}.html").exists()}
     index.write_text(_index(shown), encoding="utf-8")
     return index
+
+
+def add_page(folder: Path, snapshot_id: str, text: str) -> None:
+    """File one page among the Data Docs of a folder, whose index is renewed by :func:`build_data_docs`.
+
+    Raises
+    ------
+    LakeError
+        If the disk refuses.
+    """
+    if not (folder / "static").exists():
+        _copy_assets(folder / "static")
+    with replacing(folder / "validations" / f"{snapshot_id}.html") as staged:
+        staged.write_text(text, encoding="utf-8")
 
 
 def _copy_assets(target: Path) -> None:
@@ -93,7 +108,8 @@ def _view() -> Any:
     return DefaultJinjaPageView()
 
 
-def _page(snapshot_id: str, verdict: Verdict, checked_at: datetime) -> str:
+def page(snapshot_id: str, verdict: Verdict, checked_at: datetime) -> str:
+    """Return one snapshot's page as HTML, which expects the assets in ``../static``."""
     from validation.suites import quiet
 
     with quiet():

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import pandas as pd
+from great_expectations.compatibility import pydantic
 from great_expectations.core.metric_function_types import SummarizationMetricNameSuffixes
 from great_expectations.execution_engine import PandasExecutionEngine
 from great_expectations.expectations.expectation import ColumnAggregateExpectation, ColumnMapExpectation
@@ -50,13 +51,15 @@ class NumbersInside(ColumnMapMetricProvider):
 class _Remembering:
     """Makes an expectation's configuration once: Great Expectations asks for it fifty times per check."""
 
+    _made: Any
+
     @property
     def configuration(self) -> Any:
-        made = self.__dict__.get("_configuration")
-        if made is None:
-            made = super().configuration  # type: ignore[misc]
-            self.__dict__["_configuration"] = made
-        return made
+        # Copies inherit what was made for another, and saving a suite gives its expectations an id.
+        asked = (id(self), self.id)  # type: ignore[attr-defined]
+        if self._made is None or self._made[0] != asked:
+            self._made = (asked, super().configuration)  # type: ignore[misc]
+        return self._made[1]
 
 
 class ExpectColumnNumbersToBeInside(_Remembering, ColumnMapExpectation):
@@ -66,6 +69,7 @@ class ExpectColumnNumbersToBeInside(_Remembering, ColumnMapExpectation):
     high: float | None = None
     above: bool = False
 
+    _made: Any = pydantic.PrivateAttr(default=None)
     map_metric = "column_values.numbers_inside"
     success_keys = ("low", "high", "above", "mostly")
 
@@ -103,6 +107,7 @@ class ExpectStatisticToBeInside(_Remembering, ColumnAggregateExpectation):
     high: float | None = None
     above: bool = False
 
+    _made: Any = pydantic.PrivateAttr(default=None)
     metric_dependencies = ("column.statistic",)
     success_keys = ("low", "high", "above")
 

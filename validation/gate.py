@@ -8,6 +8,7 @@ ran and is exactly True; whatever goes wrong inside the gate itself is a refusal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -72,10 +73,10 @@ class Gate:
             return {"rows": found.rows_path, "summary": found.summary_path}, [*rules, *self.extra]
 
         verdict = self._judge(path, snapshot_schema(spec.entity, spec.id_type), measure)
-        if evidence is None or not verdict.accepted:
-            # Running models on rows that are refused already would only bury the reason under their errors.
-            return verdict
-        return self._with_evidence(verdict, path, spec, previous, evidence, workdir)
+        # Running models on rows that are refused already would only bury the reason under their errors.
+        if evidence is not None and verdict.accepted:
+            verdict = self._with_evidence(verdict, path, spec, previous, evidence, workdir)
+        return _with_page(verdict, spec)
 
     def _with_evidence(
         self,
@@ -104,7 +105,7 @@ class Gate:
             table, summary = feature_statistics(path, spec, workdir, previous)
             return {"summary": table}, feature_rules(spec, self.bounds, summary)
 
-        return self._judge(path, feature_schema(spec), measure)
+        return _with_page(self._judge(path, feature_schema(spec), measure), spec)
 
     def check_training_set(self, path: Path, spec: TrainingSetSpec, *, workdir: Path) -> Verdict:
         """Return the verdict on one training set; see :func:`check_training_set`."""
@@ -150,6 +151,17 @@ class Gate:
             reason = f"The gate could not finish: {type(error).__name__}: {error}"
             return Verdict(False, tuple(checks), reason)
         return decide(checks, doubts)
+
+
+def _with_page(verdict: Verdict, spec: SnapshotSpec | FeatureSpec) -> Verdict:
+    """Return the verdict with its page; one that nobody could be shown is a refusal."""
+    try:
+        from validation.docs import page
+
+        return replace(verdict, page=page(spec.snapshot_id, verdict, spec.checked_at or spec.available_at))
+    except Exception as error:
+        reason = f"The page of the verdict could not be made: {type(error).__name__}: {error}"
+        return replace(verdict, accepted=False, error=verdict.error or reason)
 
 
 def decide(checks: Sequence[Check], doubts: Sequence[str] = ()) -> Verdict:

@@ -6,13 +6,12 @@ every row of its table and carries a finite value. Anything else is an error, an
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import pyarrow.parquet as pq
 
@@ -35,7 +34,11 @@ class UntrustedResult(Exception):
 
 
 class SuiteRunner:
-    """One ephemeral Great Expectations context, reused for every check of this process. Not thread-safe."""
+    """One ephemeral Great Expectations context with one checkpoint over the narrow tables. Not thread-safe.
+
+    Each table is a Parquet asset with a suite of its own, as results of two files under one asset would
+    overwrite each other. Rules come in as code with every run: bounds follow a version's history.
+    """
 
     def __init__(self) -> None:
         with quiet():
@@ -49,10 +52,17 @@ class SuiteRunner:
             config = DataContextConfig(
                 store_backend_defaults=InMemoryStoreBackendDefaults(),
                 progress_bars=ProgressBarsConfig(globally=False),
+                analytics_enabled=False,
             )
             # The mode is named because stray cloud variables would otherwise choose another one.
             self._context = gx.get_context(mode="ephemeral", project_config=config)
-        self._numbers = itertools.count()
+            self._source: Any = cast("Any", self._context.data_sources.add_pandas("gate"))
+            for table in get_args(Table):
+                # Each run points the asset at its own file.
+                batch = self._source.add_parquet_asset(table, path=f"{table}.parquet").add_batch_definition(table)
+                suite = self._context.suites.add(gx.ExpectationSuite(name=table))
+                self._context.validation_definitions.add(gx.ValidationDefinition(name=table, data=batch, suite=suite))
+            self._checkpoints: dict[tuple[str, ...], Any] = {}
 
     def run(self, tables: Mapping[Table, Path], rules: Sequence[Rule]) -> tuple[list[Check], list[str]]:
         """Validate each table with its rules.
@@ -74,47 +84,65 @@ class SuiteRunner:
             raise UntrustedResult(f"a suite needs at least one rule and unique names, got: {names}")
         checks: dict[str, Check] = {}
         doubts: list[str] = []
-        for table in dict.fromkeys(rule.table for rule in rules):
-            chosen = [rule for rule in rules if rule.table == table]
-            rows = pq.read_metadata(tables[table]).num_rows
-            for rule, result in self._results(table, tables[table], rows, chosen):
+        chosen = {table: [rule for rule in rules if rule.table == table] for table in get_args(Table)}
+        chosen = {table: own for table, own in chosen.items() if own}
+        rows = {table: pq.read_metadata(tables[table]).num_rows for table in chosen}
+        empty = [table for table in chosen if rows[table] == 0]
+        if empty:
+            raise UntrustedResult(f"the table '{empty[0]}' is empty, so nothing was checked")
+        with quiet():
+            answers = self.validate({table: tables[table] for table in chosen}, chosen)
+        for table, own in chosen.items():
+            for rule, result in _matched(table, own, answers.get(table, [])):
                 try:
-                    checks[rule.name] = to_check(rule, result, rows)
+                    checks[rule.name] = to_check(rule, result, rows[table])
                 except UntrustedResult as doubt:
                     doubts.append(f"'{rule.name}' {doubt}")
                     checks[rule.name] = Check(rule.name, rule.severity, False, None, rule.bound(), str(doubt))
         return [checks[name] for name in names], doubts
 
-    def _results(self, table: Table, path: Path, rows: int, rules: Sequence[Rule]) -> list[tuple[Rule, Any]]:
-        if rows == 0:
-            raise UntrustedResult(f"the table '{table}' is empty, so nothing was checked")
-        with quiet():
-            results = self.validate(table, path, rules)
-        if len(results) != len(rules):
-            raise UntrustedResult(f"{len(rules)} expectations on '{table}' gave {len(results)} results")
-        by_name = {result.expectation_config.meta.get("check"): result for result in results}
-        if set(by_name) != {rule.name for rule in rules}:
-            raise UntrustedResult(f"results on '{table}' do not belong to the expectations that were asked")
-        return [(rule, by_name[rule.name]) for rule in rules]
+    def validate(self, tables: Mapping[Table, Path], rules: Mapping[Table, Sequence[Rule]]) -> dict[str, list[Any]]:
+        """Run the checkpoint over some tables and return the raw Great Expectations results of each."""
+        checkpoint = self._checkpoint(tuple(rules))
+        for definition in checkpoint.validation_definitions:
+            table = definition.name
+            self._source.get_asset(table).path = tables[table]
+            definition.suite.expectations = [to_expectation(rule) for rule in rules[table]]
+            definition.suite.save()
+        outcome = checkpoint.run()
+        self._forget(outcome)
+        return {result.suite_name: result.results for result in outcome.run_results.values()}
 
-    def validate(self, table: str, path: Path, rules: Sequence[Rule]) -> list[Any]:
-        """Return the raw Great Expectations results of one table.
-
-        The engine is new every time, as metrics are kept per engine and batch name: a second file under one
-        name could inherit the result of the first. Data sources and checkpoints would write the whole project's
-        settings as YAML four times per table, a third of the time (docs/adr/0010-the-gate-drives-validators.md).
-        """
+    def _checkpoint(self, tables: tuple[str, ...]) -> Any:
         import great_expectations as gx
-        import pandas as pd
-        from great_expectations.execution_engine import PandasExecutionEngine
-        from great_expectations.validator.validator import Validator
 
-        engine = PandasExecutionEngine()
-        engine.load_batch_data(f"{table}-{next(self._numbers)}", pd.read_parquet(path))
-        suite = gx.ExpectationSuite(name=table, expectations=[to_expectation(rule) for rule in rules])
-        return Validator(execution_engine=engine, data_context=self._context).graph_validate(
-            configurations=suite.expectation_configurations, runtime_configuration={"result_format": RESULT_FORMAT}
-        )
+        if tables not in self._checkpoints:
+            definitions = [self._context.validation_definitions.get(table) for table in tables]
+            self._checkpoints[tables] = self._context.checkpoints.add(
+                gx.Checkpoint(
+                    name="gate of " + " and ".join(tables),
+                    validation_definitions=definitions,
+                    result_format=RESULT_FORMAT,
+                )
+            )
+        return self._checkpoints[tables]
+
+    def _forget(self, outcome: Any) -> None:
+        """Let go of the tables and results, which Great Expectations would keep as long as the process lives."""
+        for key in outcome.run_results:
+            self._context.validation_results_store.remove_key(key)
+        batches = self._source.get_execution_engine().batch_manager
+        batches.batch_data_cache.clear()
+        batches.reset_batch_cache()
+
+
+def _matched(table: str, rules: Sequence[Rule], results: Sequence[Any]) -> list[tuple[Rule, Any]]:
+    if len(results) != len(rules):
+        raise UntrustedResult(f"{len(rules)} expectations on '{table}' gave {len(results)} results")
+    by_name = {result.expectation_config.meta.get("check"): result for result in results}
+    if set(by_name) != {rule.name for rule in rules}:
+        raise UntrustedResult(f"results on '{table}' do not belong to the expectations that were asked")
+    return [(rule, by_name[rule.name]) for rule in rules]
 
 
 def to_expectation(rule: Rule) -> Any:

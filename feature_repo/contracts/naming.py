@@ -52,3 +52,8 @@ def moment_stem(moment: datetime) -> str:
     if moment.microsecond:
         raise ConfigError(f"{moment} has fractions of a second: snapshots are taken at whole seconds.")
     return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
+def snapshot_name(view: str, as_of: datetime) -> str:
+    """Return the id of a view's snapshot as of a moment."""
+    return f"{view}-{moment_stem(as_of)}"

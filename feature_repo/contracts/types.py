@@ -40,20 +40,25 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decided, and how long it took. Accepted only if every critical check ran and is exactly True."""
+    """What the gate decided, how long it took, and the page that tells a person.
+
+    Accepted only if every critical check ran and is exactly True. The page (HTML) comes from the gate and is filed by
+    whoever publishes; it is no part of the record.
+    """
 
     accepted: bool
     checks: tuple[Check, ...]
     error: str | None = None
     seconds: float | None = None
+    page: str | None = field(default=None, compare=False, repr=False)
 
     def failures(self) -> tuple[Check, ...]:
         """Return the critical checks that did not pass."""
         return tuple(check for check in self.checks if check.severity == "critical" and check.passed is not True)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+        """Return plain values for JSON, without the page."""
+        return {name: value for name, value in asdict(self).items() if name != "page"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Verdict:

@@ -35,9 +35,9 @@ def judge_good_file_with(
     """Check a good snapshot while the results of Great Expectations on some tables are changed by `change`."""
     original = SuiteRunner.validate
 
-    def validate(self: SuiteRunner, table: str, path: Path, rules: Any) -> Any:
-        results = copy.deepcopy(original(self, table, path, rules))
-        return change(results) if table in tables else results
+    def validate(self: SuiteRunner, files: Any, rules: Any) -> Any:
+        answers = copy.deepcopy(original(self, files, rules))
+        return {table: change(results) if table in tables else results for table, results in answers.items()}
 
     monkeypatch.setattr(SuiteRunner, "validate", validate)
     return gate.check(kit.write(kit.table(kit.vectors()), "good"), kit.spec(), workdir=kit.folder)
@@ -270,3 +270,35 @@ def test_a_relative_scratch_folder_works(kit: Any, gate: Gate, monkeypatch: pyte
     path = kit.write(kit.table(kit.vectors()), "good")
     monkeypatch.chdir(kit.folder)
     assert gate.check(Path(path.name), kit.spec(), workdir=Path("scratch")).accepted is True
+
+
+def test_two_gates_of_one_process_do_not_mix(tmp_path: Path) -> None:
+    first_gate, second_gate = SuiteRunner(), SuiteRunner()
+    strict, lenient = Rule("value", "summary", "value", 2, 3), Rule("value", "summary", "value", 0, 10)
+    for _ in range(2):
+        assert run_one(first_gate, tmp_path, strict, pa.array([1.0]))[0][0].passed is False
+        assert run_one(second_gate, tmp_path, lenient, pa.array([1.0]))[0][0].passed is True
+
+
+def test_tables_and_results_are_let_go(runner: SuiteRunner, tmp_path: Path) -> None:
+    run_one(runner, tmp_path, Rule("value", "rows", "value", 0, 10), pa.array([1.0]))
+
+    assert not runner._source.get_execution_engine().batch_manager.batch_data_cache
+    assert not runner._context.validation_results_store.list_keys()
+
+
+def test_a_page_that_cannot_be_made_refuses(kit: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = kit.write(kit.table(kit.vectors()), "good")
+    shown = gate.check(path, kit.spec(), workdir=kit.folder)
+
+    def crash(*_: Any) -> None:
+        raise KeyError("template")
+
+    monkeypatch.setattr("validation.docs.page", crash)
+    hidden = gate.check(path, kit.spec(), workdir=kit.folder)
+
+    assert shown.accepted is True
+    assert "vector_finite" in (shown.page or "")
+    assert hidden.accepted is False
+    assert "page of the verdict could not be made" in (hidden.error or "")
+    assert hidden.checks == shown.checks
