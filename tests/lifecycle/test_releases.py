@@ -180,9 +180,18 @@ def test_readers_see_one_release_or_the_other_while_the_pointer_moves(online: Wo
     readers = [threading.Thread(target=read) for _ in range(2)]
     for reader in readers:
         reader.start()
+
+    def wait_until_seen(name: str) -> None:
+        deadline, start = time.monotonic() + 30, len(seen)
+        while not any(found is not None and found.name == name for found in seen[start:]):
+            assert time.monotonic() < deadline, f"no reader saw {name}"
+            time.sleep(0.001)
+
     for _ in range(3):
         release.promote(ws, "right", by="me", now=NOW)
+        wait_until_seen("right")
         release.rollback(ws, "left", by="me", now=NOW)
+        wait_until_seen("left")
     stop.set()
     for reader in readers:
         reader.join()
