@@ -102,17 +102,19 @@ def _blaming(previous: Path) -> Iterator[None]:
 
 
 def compare_ids(ids: pa.Array, previous_ids: pa.Array) -> tuple[Summary, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return row ratio and coverage, and the row numbers of the common entities in both files."""
+    """Return row ratio, coverage, new and vanished entities, and the common entities' rows in both files."""
     here, there = match_ids(ids, previous_ids)
     previous_rows = len(previous_ids)
     found = np.zeros(previous_rows, bool)
     found[there] = True
     common = int(found.sum())
+    new = len(ids) - ids.null_count - len(here)
     summary: Summary = {
         "previous_rows": previous_rows,
         "row_ratio": len(ids) / previous_rows if previous_rows else np.nan,
         "coverage": common / previous_rows if previous_rows else np.nan,
-        "new_entities": len(ids) - ids.null_count - len(here),
+        "new_entities": new,
+        "new_share": new / len(ids) if len(ids) else np.nan,
         "vanished_entities": previous_rows - common,
     }
     return summary, here, there

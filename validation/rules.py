@@ -142,6 +142,8 @@ def previous_rules(bounds: Bounds, coverage: HistoryBound | None = None) -> list
             floor.note,
         ),
         warn("coverage_usual", "coverage", (bounds.usual_coverage, None), "more entities left than usual"),
+        must("new_share", "new_share", (None, bounds.new_share), "hardly any entity was there before"),
+        warn("new_share_usual", "new_share", (None, bounds.usual_new_share), "more entities are new than usual"),
         must(
             "after_previous",
             "seconds_after_previous",

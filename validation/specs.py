@@ -192,6 +192,8 @@ class Bounds:
     usual_row_ratio: tuple[float, float] = (0.9, 2.0)
     coverage: float = 0.55
     usual_coverage: float = 0.9
+    new_share: float = 0.9
+    usual_new_share: float = 0.5
     cosine_mean: float = 0.2
     usual_cosine_mean: float = 0.6
     cosine_p01: float = -0.5

@@ -85,7 +85,7 @@ def test_good_features_pass(kit: Any, gate: Any) -> None:
     verdict = gate.check_features(path, feature_spec(kit), workdir=kit.folder, previous=previous)
 
     assert verdict.accepted is True, verdict
-    assert {"coverage", "row_ratio", "after_previous"} <= {check.name for check in verdict.checks}
+    assert {"coverage", "new_share", "row_ratio", "after_previous"} <= {check.name for check in verdict.checks}
 
 
 @pytest.mark.parametrize("fault", FEATURE_FAULTS)
@@ -226,3 +226,22 @@ def test_bounds_from_the_past_name_it_and_leave_room_for_chance(kit: Any, gate: 
     assert hits.passed and "1 last time" in hits.bound
     with pytest.raises(ConfigError, match="nobody"):
         training_spec(past_hits={"nobody": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("new", "failed"), [(0, set()), (60, {"new_share_usual"}), (95, {"new_share", "new_share_usual"})]
+)
+def test_new_entities_are_counted_against_the_previous_snapshot(
+    new: int, failed: set[str], kit: Any, gate: Any
+) -> None:
+    ids = np.arange(1000)
+    before, now = features(kit), features(kit)
+    count = len(now["user_id"])
+    before["user_id"], now["user_id"] = ids[:count], ids[count * new // 100 :][:count]
+    moved("event_timestamp", -kit.week)(before)
+    previous, path = kit.write(pa.table(before), "previous"), kit.write(pa.table(now), "features")
+
+    verdict = gate.check_features(path, feature_spec(kit), workdir=kit.folder, previous=previous)
+
+    assert {check.name for check in verdict.checks if check.name.startswith("new_") and not check.passed} == failed
+    assert next(check for check in verdict.checks if check.name == "new_share").observed == pytest.approx(new / 100)
