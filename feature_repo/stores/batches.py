@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
@@ -77,7 +78,15 @@ class Batch:
 
 
 class Writer(Protocol):
-    """An online store that takes batches."""
+    """An online store that takes batches.
+
+    Attributes
+    ----------
+    scratch
+        Where batches are sorted for a store that wants them in the order of keys; None for any order.
+    """
+
+    scratch: Path | None
 
     def write(self, batch: Batch) -> None:
         """Store a batch whole, as Feast would have."""

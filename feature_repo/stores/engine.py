@@ -97,7 +97,8 @@ class ArrowComputeEngine(LocalComputeEngine):
                 1, min(_MOST_ROWS, int(self.settings.chunk_mb * 1e6 / max(rows.row_bytes, 1.0)))
             )
             with self._bar(task, rows.rows) as advance, _one_behind(writer, advance, view.name) as store:
-                for table in rows.batches(size):
+                tables = rows.batches(size) if writer.scratch is None else rows.in_key_order(size, writer.scratch)
+                for table in tables:
                     _validate_vector_field_lengths(table, view)
                     store(pack(table, columns))
 

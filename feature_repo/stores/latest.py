@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from feature_repo.stores import wire
 from feature_repo.stores.batches import ViewColumns
 from feature_repo.stores.clocks import Int64Array
+from feature_repo.stores.key_order import ordered
 from feature_repo.stores.sources import Clocks, Source, TableFile, Unit, open_files
 
 # Keys and clocks that are held at once.
@@ -64,8 +65,8 @@ class LatestRows:
 
     def __init__(self, source: Source, names: dict[str, str], columns: ViewColumns, start: int, end: int) -> None:
         self._source, self._names, self._columns = source, names, columns
-        self._numbers = self._choose(start, end)
-        self.rows = len(self._numbers)
+        self._chosen = self._choose(start, end)
+        self.rows = len(self._chosen.numbers)
 
     @property
     def row_bytes(self) -> float:
@@ -74,15 +75,27 @@ class LatestRows:
 
     def batches(self, rows: int) -> Iterator[pa.Table]:
         """Yield the chosen rows, at most `rows` at a time, columns named as in the view."""
-        wanted = list(dict.fromkeys(self._names.values()))
-        for unit, start, stop in self._source.spans(self._numbers):
-            inside = self._numbers[start:stop] - unit.first
+        wanted, numbers = list(dict.fromkeys(self._names.values())), self._chosen.numbers
+        for unit, start, stop in self._source.spans(numbers):
+            inside = numbers[start:stop] - unit.first
             table = self._source.read(unit, wanted)
             for first in range(0, len(inside), rows):
                 part = table.take(pa.array(inside[first : first + rows]))
                 yield pa.table({name: part[stored] for name, stored in self._names.items()})
 
-    def _choose(self, start: int, end: int) -> Int64Array:
+    def in_key_order(self, rows: int, folder: Path) -> Iterator[pa.Table]:
+        """Yield the chosen rows in the order of their serialized keys; all else as `batches`.
+
+        Parameters
+        ----------
+        folder
+            Where a temporary file may lie that holds the rows if they are more than one batch.
+        """
+        ranks = np.empty(self.rows, np.int64)
+        ranks[_by_bytes(self._chosen.keys)] = np.arange(self.rows)
+        return ordered(self.batches(rows), ranks, rows, folder)
+
+    def _choose(self, start: int, end: int) -> _Chosen:
         held: list[_Chosen] = []
         for unit in self._source.units:
             if unit.high < start or unit.low > end:
@@ -90,7 +103,8 @@ class LatestRows:
             held.append(self._candidates(unit, start, end))
             if sum(len(piece.numbers) for piece in held) > _ROWS_HELD:
                 held = [_together(held).latest()]
-        return _together(held).latest().numbers if held else np.zeros(0, np.int64)
+        nothing = np.zeros(0, np.int64)
+        return _together(held).latest() if held else _Chosen(pa.array(nothing), nothing, nothing, nothing)
 
     def _candidates(self, unit: Unit, start: int, end: int) -> _Chosen:
         clocks = self._source.clocks
@@ -149,6 +163,13 @@ def of_table(table: pa.Table, columns: ViewColumns) -> LatestRows:
 def _microseconds(moment: datetime) -> int:
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return (aware - _EPOCH) // timedelta(microseconds=1)
+
+
+def _by_bytes(keys: pa.Array) -> Int64Array:
+    """Return the positions of keys in the order of their bytes; those of an integer begin with its lowest."""
+    if pa.types.is_integer(keys.type):
+        return np.argsort(keys.to_numpy().astype("<i8").view(">u8"))
+    return pc.array_sort_indices(keys.cast(pa.binary())).to_numpy().astype(np.int64)
 
 
 def _codes(keys: pa.Array) -> Int64Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,8 @@ class RedisWriter:
 
     With ``skip_dedup`` it writes without comparing times first.
     """
+
+    scratch: Path | None = None
 
     def __init__(self, place: RedisPlace) -> None:
         self._place, self._pool, self._view = place, pool_of(place.client), place.view
