@@ -3,11 +3,11 @@
     python -m benchmarks.pit --scale 0.02      # a minute, to see that it works
     make bench-pit                             # the sizes of the documentation: half an hour, 30 GB of disk
 
-Each engine runs in a process of its own, twice, or three times within 20 seconds, of which the best counts. Seconds are
-wall time from labels in memory to an Arrow table in memory (the streamed size: from file to file); `cpu_seconds` is what
-all its threads worked, which other work on the machine disturbs less. `peak_rss_gb` is the process's, so it holds
-imports, labels, the result and mapped pages. `ratio_to_feast_duckdb` says how many times
-faster than Feast's DuckDB store, `ratio_to_floor` how many times slower than the floor of the same layout.
+Each engine runs in a process of its own, twice, or three times within 20 seconds, of which the best counts. Seconds
+are wall time from labels in memory to an Arrow table in memory (the streamed size: from file to file); `cpu_seconds`
+is what all its threads worked, which other work on the machine disturbs less. `peak_rss_gb` is the process's, so it
+holds imports, labels, the result and mapped pages. `ratio_to_feast_duckdb` says how many times faster than Feast's
+DuckDB store, `ratio_to_floor` how many times slower than the floor of the same layout.
 
 The floor: every label's row is known beforehand; what is left is to read the vectors that are needed and to write
 the result. ``twins`` are memory-mapped copies beside the Parquet files (docs/point-in-time.md), ``plain Parquet``
