@@ -19,8 +19,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## run the main job on real data and print the lift table
 	@$(BIN)/headwater demo
 
-test: $(READY)  ## run the tests
-	@$(BIN)/python -m pytest
+test: $(READY)  ## run the tests, in two processes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 gate-faults: $(READY)  ## damage real snapshots of the demo in every known way and ask the gate (minutes)
 	@$(BIN)/python -m benchmarks.gate_faults
