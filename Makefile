@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-periods crash-matrix bench-switching bench-smoothing clean
+.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-periods crash-matrix bench-switching bench-smoothing bench-world clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ bench-smoothing: $(READY)  ## rankers with smoothed and raw vectors over several
 
 bench-periods: $(READY)  ## the demo's chain on another part of the year (ten minutes)
 	@$(BIN)/python -m benchmarks.periods
+
+bench-world: $(READY)  ## time and memory of headwater simulate at 1M and 20M impressions (minutes, 1 GB of disk)
+	@$(BIN)/python -m benchmarks.world
 
 clean:  ## remove the demo's home folder (the virtual environment stays)
 	rm -rf .headwater
