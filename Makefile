@@ -57,7 +57,7 @@ crash-matrix: $(READY)  ## kill every operation at every durable write, run it a
 bench-switching: $(READY)  ## promote and roll back under constant requests, releases of docs/versions.md (a minute)
 	@$(BIN)/python -m benchmarks.switching
 
-bench-smoothing: $(READY)  ## rankers with smoothed and raw vectors over several retrains, 400 households (minutes)
+bench-smoothing: $(READY)  ## rankers with smoothed and raw vectors over several retrains (half an hour)
 	@$(BIN)/python -m benchmarks.smoothing
 
 bench-periods: $(READY)  ## the demo's chain on another part of the year (ten minutes)

@@ -1,16 +1,30 @@
-"""What happens to versions and their snapshots after they were published: retired, pruned, continued by a bridge."""
+"""What becomes of versions and snapshots after publication: smoothed with, retired, pruned, continued by a bridge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime, timedelta
 
 import sqlalchemy as sa
 
 from feature_repo import ledger_tables as tables
 from feature_repo.contracts.types import Snapshot, Space
 from feature_repo.ledger import Ledger, snapshot_values
+
+
+def day_of(as_of: datetime) -> date:
+    """Return the UTC day that a refresh describes: that of the last event it can know. Midnight ends the day before."""
+    return (as_of.astimezone(UTC) - timedelta(microseconds=1)).date()
+
+
+def earlier_days(ledger: Ledger, view: str, as_of: datetime) -> list[Snapshot]:
+    """Return the accepted snapshots that stand for the days before that of `as_of`, oldest first: the last of each day.
+
+    A refresh is smoothed with the latest of them and held against them (docs/adr/0036-last-of-day.md).
+    """
+    last = {day_of(snapshot.as_of): snapshot for snapshot in ledger.snapshots(view, accepted=True)}
+    return [snapshot for day, snapshot in last.items() if day < day_of(as_of)]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
         plain = [view(entity) for view in (attributes_view, stats_view) for entity in ENTITIES]
         embeddings = [embedding_view(entity, version) for version in consumer.versions for entity in ENTITIES]
         views = [view for view in [*plain, *embeddings] if view in published]
-        record = {**known.get(consumer.name, {}), "views": views}
+        record = {**known.get(consumer.name, {}), "views": views, "owner": consumer.owner}
         ws.ledger.put_consumer(consumer.name, consumer.task, list(consumer.versions), record)
     progress("feast apply", 1, 2)
     from feature_repo.views import feast_objects

@@ -75,7 +75,7 @@ class Bridged:
 
     def __init__(self, upstream: refresh.Upstream, space: Space, bridges: dict[Entity, Learned]) -> None:
         self.space = space
-        self.tables = upstream.tables
+        self.tables, self.origin = upstream.tables, upstream.origin
         self._upstream, self._bridges = upstream, bridges
 
     def ids(self, entity: Entity, as_of: datetime) -> pl.Series:

@@ -93,5 +93,7 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
                 progress(f"{name} skipped: {error}", 1, 1)
         watch.time("docs", lambda: docs.run(ws, datetime.now(UTC), only=docs.worth_a_page(ws), progress=progress))
         result = watch.time("evaluate", lambda: evaluate.run(ws, skipped=skipped, progress=progress))
+        # What was trained and how well it did becomes visible in Feast.
+        watch.time("apply results", lambda: apply.run(ws, progress=progress))
         page = watch.time("report", lambda: report.run(ws.home.root))
     return Result(result.summary, page, skipped)

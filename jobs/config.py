@@ -80,6 +80,7 @@ class Consumer(_Settings):
     name: str
     task: Task
     versions: tuple[str, ...]
+    owner: str = "downstream team"
 
 
 class Config(_Settings):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from feature_repo.contracts.errors import NotFoundError, NotReadyError
 from feature_repo.contracts.types import Decision, Snapshot
 from feature_repo.lake import replacing
+from feature_repo.lifecycle import day_of
 from jobs.page_templates import environment
 from jobs.snapshot import state_of
 from jobs.workspace import Progress, Workspace, silent
@@ -106,7 +107,9 @@ def _pages_of_view(
     for done, at in enumerate(wanted):
         snapshot = snapshots[at]
         progress(f"pages of {snapshot.view}", done, len(wanted))
-        earlier = next((place for place in range(at - 1, -1, -1) if snapshots[place].accepted), None)
+        day = day_of(snapshot.as_of)
+        days_before = (place for place in range(at - 1, -1, -1) if day_of(snapshots[place].as_of) < day)
+        earlier = next((place for place in days_before if snapshots[place].accepted), None)
         before = None if earlier is None else vectors(earlier)
         values = snapshot_pages.page(ws, snapshot, snapshots, decisions.get(snapshot.sha256), vectors(at), before)
         path = folder / f"{snapshot.snapshot_id}.html"

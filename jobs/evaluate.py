@@ -60,11 +60,16 @@ def run(
         folder = ws.home.root / consumer["record"]["artifact"]
         if consumer["task"] == "retrieval":
             retrieval = read_json(folder / "scores.json")
+            scores = {"recall_at_100": {row["model"]: round(row["recall_at_100"], 4) for row in retrieval["table"]}}
         else:
             rows, points = _lift(ws, consumer, folder, truth)
             oracle += [row for row in rows if row["embeddings"] == "oracle"]
             lift += [row for row in rows if row["embeddings"] != "oracle"]
             curves += points
+            scores = {"auc": {row["embeddings"]: round(row["auc"], 5) for row in rows if row["embeddings"] != "oracle"}}
+        # Where lineage and Feast's tags find them; a consumer that is trained again has none until it is evaluated.
+        record = {**consumer["record"], **scores}
+        ws.ledger.put_consumer(consumer["name"], consumer["task"], consumer["versions"], record)
     progress("evaluate", len(trained), len(trained))
     timings = ws.home.reports / "timings.json"
     summary = {

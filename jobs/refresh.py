@@ -17,7 +17,7 @@ from feature_repo.contracts.errors import LakeError, NotReadyError, SpaceMismatc
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.contracts.types import Entity, Space, View
 from feature_repo.lifecycle import Origin
-from jobs.publication import Candidate, Publication, clocked, latest_before, publish_together, published
+from jobs.publication import Candidate, Publication, clocked, publish_together, published
 from jobs.snapshot_gate import id_type_of, judge
 from jobs.workspace import Progress, Workspace, silent
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from models.upstream.derm import DERM
 
 INFERENCE_ROWS = 4096
+SMOOTHED_WITH = "smoothed_with"  # in a snapshot's file: the snapshot whose vectors it was mixed with
 EMBEDDING_FIELDS = {"embedding": "list<float>", "available_us": "int64"}
 
 
@@ -58,6 +59,8 @@ class Upstream:
 
         folder = ws.home.root / space.artifact
         self.space, self.since = space, space.train_end
+        # Stands in every snapshot's file: which model made it, of which log. A model may continue another's space.
+        self.origin = {"made_by": space.space_id, "events": ws.log.fingerprint}
         self.model: DERM = DERM.load(folder)
         self._ids = {entity: ws.log.codes[entity][join_key(entity)] for entity in ENTITIES}
         encoder = Encoder.load(folder / "encoder.json")
@@ -144,9 +147,9 @@ def stabilize(new: np.ndarray, old: np.ndarray, known: np.ndarray, keep: float) 
     new
         float32 [N, D], this refresh's vectors.
     old
-        float32 [N, D], the previous snapshot's vectors of the same entities; any value where unknown.
+        float32 [N, D], the earlier day's vectors of the same entities; any value where unknown.
     known
-        bool [N], which entities the previous snapshot had; the others keep their new vector.
+        bool [N], which entities the earlier day had; the others keep their new vector.
     keep
         Share of the old vector; the paper keeps 0.8 (arXiv 2509.04337).
 
@@ -285,6 +288,8 @@ def _publish(
 def candidate(ws: Workspace, upstream: Upstream, entity: Entity, version: str, as_of: datetime) -> Candidate:
     """Return a version's smoothed vectors of one entity as of a moment, ready for the gate; nothing is written.
 
+    They are mixed with what stands for an earlier day: refreshes of the same day do not compound.
+
     Raises
     ------
     NotReadyError
@@ -298,14 +303,14 @@ def candidate(ws: Workspace, upstream: Upstream, entity: Entity, version: str, a
             f"Nothing was known of any {entity} within {ws.config.coverage_days} days before {as_of}. "
             "Choose a later as_of or a longer coverage_days."
         )
-    previous = latest_before(ws, view, as_of)
-    previous_file = None if previous is None else ws.home.root / previous.path
-    if previous_file is not None and smoothing is not None:
-        old, known = aligned(ids, *read_vectors(previous_file, key))
+    told = {"space_id": upstream.space.space_id, "version": version, **upstream.origin}
+    earlier = lifecycle.earlier_days(ws.ledger, view, as_of)
+    if earlier and smoothing is not None:
+        old, known = aligned(ids, *read_vectors(ws.home.root / earlier[-1].path, key))
         vectors = stabilize(vectors, old, known, smoothing)
+        told[SMOOTHED_WITH] = earlier[-1].snapshot_id
     available_at = as_of + ws.config.availability_lag
-    table = clocked(vector_table(key, ids, vectors, norms), available_at)
-    table = table.replace_schema_metadata({"space_id": upstream.space.space_id, "version": version})
+    table = clocked(vector_table(key, ids, vectors, norms), available_at).replace_schema_metadata(told)
     return Candidate(
         View(view, entity, version, id_type_of(ids), EMBEDDING_FIELDS, ws.config.ttl_days),
         table,

@@ -108,6 +108,7 @@ def _publish(
     from validation.specs import FeatureSpec
 
     key = join_key(entity)
+    table = table.replace_schema_metadata({"events": ws.log.fingerprint})
     fields = {
         field.name: str(field.type) for field in table.schema if field.name not in (key, "event_timestamp", "created")
     }

@@ -73,7 +73,12 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
         write_json({**scores, "validation": validation}, done)
         progress(f"{name}: scored", 2, 2)
     views = [embedding_view(entity, version) for entity in ("user", "item")]
-    record = {"views": views, "artifact": str(folder.relative_to(ws.home.root)), "snapshot": test.items.snapshot_id}
+    record = {
+        "views": views,
+        "artifact": str(folder.relative_to(ws.home.root)),
+        "snapshot": test.items.snapshot_id,
+        "owner": consumer.owner,
+    }
     ws.ledger.put_consumer(name, consumer.task, list(consumer.versions), record)
     return Result(name, folder, read_json(done), reused)
 

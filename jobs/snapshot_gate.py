@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from feature_repo.contracts.naming import embedding_view, join_key, snapshot_name
 from feature_repo.contracts.types import Entity, Snapshot, Verdict
+from feature_repo.lifecycle import earlier_days
 from jobs.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def judge(ws: Workspace, upstream: Upstream, version: str, entity: Entity, path:
     from validation.specs import SnapshotSpec
 
     view = embedding_view(entity, version)
-    earlier = [snapshot for snapshot in ws.ledger.snapshots(view, accepted=True) if snapshot.as_of < as_of]
+    earlier = earlier_days(ws.ledger, view, as_of)
     previous = _file(ws, earlier[-1]) if earlier else None
     known = ws.log.codes[entity][join_key(entity)]
     spec = SnapshotSpec(

@@ -104,7 +104,8 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
         reused = False
     else:
         reused = True
-    record = {"views": manifest["request"]["views"], "artifact": str(folder.relative_to(ws.home.root))}
+    artifact = str(folder.relative_to(ws.home.root))
+    record = {"views": manifest["request"]["views"], "artifact": artifact, "owner": consumer.owner}
     ws.ledger.put_consumer(name, consumer.task, list(consumer.versions), record)
     return Result(name, folder, variants, reused)
 

@@ -272,7 +272,7 @@ def details(ws: Workspace, name: str) -> dict[str, Any]:
         "trained before": space.train_end.isoformat(),
         "events": space.data_fingerprint,
         "weights": str(Path(space.artifact)),
-        "continued by": _continued_by(ws, name),
+        "continued by": continued_by(ws, name) or "nothing",
         "owner": version.owner,
         "smoothing": "off" if version.smoothing is None else version.smoothing,
         "description": version.description,
@@ -284,6 +284,22 @@ def details(ws: Workspace, name: str) -> dict[str, Any]:
     }
 
 
-def _continued_by(ws: Workspace, name: str) -> str:
-    later = lifecycle.models_of(ws.ledger, name)[1:]
-    return ", ".join(f"{model.space_id} from {model.train_end:%Y-%m-%d}" for model in later) or "nothing"
+def continued_by(ws: Workspace, name: str) -> str | None:
+    """Return the models that make a version's vectors after its own, in words; None where there are none.
+
+    Models that were trained on from it and stayed in its space, and those whose vectors come over a bridge.
+    """
+    found = [
+        f"{model.space_id} (trained on from it) from {model.train_end:%Y-%m-%d}"
+        for model in lifecycle.models_of(ws.ledger, name)[1:]
+    ]
+    carried, names = lifecycle.bridged(ws.ledger), {item.space_id: item.version for item in ws.ledger.versions()}
+    first: dict[str, datetime] = {}
+    for item in ws.ledger.snapshots(accepted=True):
+        if item.version == name and item.snapshot_id in carried:
+            space = carried[item.snapshot_id]["from_space"]
+            first[space] = min(item.as_of, first.get(space, item.as_of))
+    found += [
+        f"{space} ({names.get(space, 'no version')}, over a bridge) from {at:%Y-%m-%d}" for space, at in first.items()
+    ]
+    return ", ".join(found) or None

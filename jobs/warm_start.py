@@ -21,7 +21,6 @@ from feature_repo.contracts.types import Check, Entity, Space, Verdict
 from feature_repo.lake import write_json
 from jobs import config as settings
 from jobs import refresh, train_upstream, versions
-from jobs.publication import latest_before
 from jobs.workspace import Progress, Workspace, silent
 
 ALIGNMENT = 10.0
@@ -92,7 +91,7 @@ def run(
             f"{like} was trained on events up to {start.train_end:%Y-%m-%d} already: choose a later --train-end."
         )
     for view in [embedding_view(entity, like) for entity in ENTITIES]:
-        if latest_before(ws, view, train_end) is None:
+        if not lifecycle.earlier_days(ws.ledger, view, train_end):
             raise NotReadyError(
                 f"{view} has no snapshot before {train_end:%Y-%m-%d}: there is nothing to compare with."
             )

@@ -20,7 +20,7 @@ from feature_repo.contracts.naming import ENTITIES, join_key
 from feature_repo.contracts.types import Snapshot, View
 from feature_repo.lake import Home
 from feature_repo.ledger import Ledger
-from feature_repo.lifecycle import retirements
+from feature_repo.lifecycle import bridged, models_of, retirements
 
 _TYPES: dict[str, Any] = {
     "string": String,
@@ -49,21 +49,35 @@ def feast_objects(home: Home, ledger: Ledger) -> dict[str, Any]:
         record.name: _view(home, ledger, record, entities[record.entity], since[record.name], latest[record.name])
         for record in records
     }
-    services = {
-        consumer["name"]: FeatureService(
-            name=consumer["name"],
-            features=[views[view] for view in consumer["record"]["views"] if view in views],
-            tags={
-                "task": consumer["task"],
-                "versions": ",".join(consumer["versions"]),
-                "space_ids": ",".join(ledger.version(version).space_id for version in consumer["versions"]),
-                "artifact": consumer["record"].get("artifact", "not trained"),
-            },
-            description=f"What the {consumer['task']} consumer '{consumer['name']}' reads.",
-        )
-        for consumer in ledger.consumers()
-    }
+    services = {consumer["name"]: _service(ledger, consumer, views, latest) for consumer in ledger.consumers()}
     return {**entities, **views, **services}
+
+
+def _service(
+    ledger: Ledger, consumer: dict[str, Any], views: dict[str, FeatureView], latest: dict[str, Snapshot]
+) -> FeatureService:
+    record = consumer["record"]
+    pinned = [ledger.version(version) for version in consumer["versions"]]
+    spaces = [ledger.space(version.space_id) for version in pinned]
+    read = [latest[view] for view in record["views"] if view in views and latest[view].version is not None]
+    tags = {
+        "task": consumer["task"],
+        "versions": ",".join(version.version for version in pinned),
+        "space_ids": ",".join(space.space_id for space in spaces),
+        "upstream_owners": ",".join(dict.fromkeys(version.owner for version in pinned)),
+        "event_fingerprints": ",".join(dict.fromkeys(space.data_fingerprint for space in spaces)),
+        "latest_as_of": ",".join(f"{item.view}={item.as_of.isoformat()}" for item in read),
+        "artifact": record.get("artifact", "not trained"),
+    }
+    scores = {name: record[name] for name in ("auc", "recall_at_100") if name in record}
+    tags |= {name: ",".join(f"{row}={value}" for row, value in table.items()) for name, table in scores.items()}
+    return FeatureService(
+        name=consumer["name"],
+        features=[views[view] for view in record["views"] if view in views],
+        tags=tags,
+        description=f"What the {consumer['task']} consumer '{consumer['name']}' reads.",
+        owner=record.get("owner", ""),
+    )
 
 
 def _view(
@@ -85,6 +99,10 @@ def _view(
             "latest_as_of": latest.as_of.isoformat(),
             "latest_snapshot": latest.snapshot_id,
         }
+        continued = [model.space_id for model in models_of(ledger, version.version)[1:]]
+        over = bridged(ledger).get(latest.snapshot_id)
+        tags |= {"continued_by": ",".join(continued)} if continued else {}
+        tags |= {"bridged_from": over["from_space"], "bridge": over["artifact"]} if over else {}
     key = Field(name=join_key(record.entity), dtype=_TYPES[record.id_type])
     fields = [Field(name=name, dtype=_TYPES[kind]) for name, kind in record.fields.items()]
     if record.version is not None and record.entity == "item":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,8 @@ from benchmarks.small_home import SPACES, START, WEEK
 from feature_repo import lifecycle
 from feature_repo.contracts.errors import ConfigError, NotReadyError, SnapshotRefusedError
 from feature_repo.contracts.types import Check, Verdict
-from jobs import bridge, compare, refresh
+from feature_repo.views import feast_objects
+from jobs import bridge, compare, lineage, refresh
 from jobs.workspace import Workspace
 
 TURN = np.linalg.qr(np.random.default_rng(1).normal(size=(small_home.DIM, small_home.DIM)))[0].astype(np.float32)
@@ -32,6 +33,7 @@ class Model:
     """Stands for the second version's model: gives its vectors for every entity."""
 
     tables = None
+    origin: ClassVar[dict[str, str]] = {}
 
     def __init__(self, ws: Workspace, space: Any) -> None:
         self.space = space
@@ -65,6 +67,14 @@ def test_a_rotated_space_is_carried_over(bridged: Workspace) -> None:
         record = lifecycle.bridged(ws.ledger)[snapshot.snapshot_id]
         assert record["from_space"] == SPACES["v2"] and (ws.home.root / record["artifact"]).is_dir()
         assert result.held_out[snapshot.entity][result.kinds[snapshot.entity]] > 0.99
+
+    whole, bridge_key = lineage.graph(ws), f"bridge/{result.artifact.name}"
+    assert whole.find("v1").facts["continued by"] == f"{SPACES['v2']} (v2, over a bridge) from 2024-02-18"
+    sources = whole.sources[f"snapshot/{result.publications[0].snapshot.snapshot_id}"]
+    assert {bridge_key, f"space/{SPACES['v2']}"} <= set(sources)
+    assert len([key for key in whole.sources[bridge_key] if key.startswith("snapshot")]) == 12
+    tags = feast_objects(ws.home, ws.ledger)["user_embedding_v1"].tags
+    assert tags["bridged_from"] == SPACES["v2"] and tags["bridge"].endswith(result.artifact.name)
 
 
 def test_the_bridge_stays_the_same_and_the_moment_is_published_once(bridged: Workspace) -> None:

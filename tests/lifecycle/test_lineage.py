@@ -9,7 +9,6 @@ import pytest
 from benchmarks.small_home import NOW, SPACES
 from feature_repo import lifecycle
 from feature_repo.contracts.errors import NotFoundError
-from feature_repo.lake import write_json
 from jobs import lineage, release
 from jobs.workspace import Workspace
 
@@ -19,12 +18,14 @@ def names(nodes: list[lineage.Node]) -> set[str]:
 
 
 def test_from_events_to_the_auc_and_back(ws: Workspace) -> None:
-    rows = [{"task": "ctr", "embeddings": name, "auc": auc} for name, auc in (("none", 0.6), ("user+item", 0.7))]
-    write_json({"lift": rows}, ws.home.reports / "summary.json")
+    record = {**ws.ledger.consumers()[0]["record"], "auc": {"none": 0.6, "user+item": 0.7}}
+    ws.ledger.put_consumer("ctr_ranker", "ctr", ["v1"], record)
     release.create(ws, now=NOW)
     whole = lineage.graph(ws)
     below = whole.downstream("events/print")
-    assert {"space", "version", "snapshot", "view", "training set", "consumer", "release"} == {n.kind for n in below}
+    assert {"space", "version", "snapshot", "view", "training set", "consumer", "index", "release"} == {
+        n.kind for n in below
+    }
     above = names(whole.upstream("release/r1"))
     first = {"events/print", f"space/{SPACES['v1']}", "version/v1", "snapshot/user_embedding_v1-20240107T000000Z"}
     assert first | {"consumer/ctr_ranker", "training set/ctr_ranker"} <= above
@@ -49,6 +50,23 @@ def test_a_bridged_snapshot_names_the_space_it_came_from(ws: Workspace) -> None:
     assert f"snapshot/{snapshot}" in names(whole.downstream(f"space/{SPACES['v3']}"))
 
 
+def test_any_artifact_is_found_by_its_name_or_its_path(ws: Workspace) -> None:
+    made = release.create(ws, now=NOW)
+    assert made.index is not None
+    whole = lineage.graph(ws)
+    index = whole.find(made.index["artifact"])
+    assert index.kind == "index" and whole.find(index.name) == index
+    assert whole.sources[index.key] == ["snapshot/item_embedding_v1-20240128T000000Z"]
+    assert "release/r1" in names(whole.downstream(index.key))
+    assert whole.find(str(ws.home.root / "artifacts" / "ctr_ranker-v1")).kind == "consumer"
+    assert whole.find("training_sets/ctr_ranker").kind == "training set"
+    assert whole.find(f"artifacts/{SPACES['v2']}/").key == f"space/{SPACES['v2']}"
+    assert whole.find("lake/user_embedding_v1").kind == "view"
+    assert whole.find("lake/user_embedding_v1/20240107T000000Z.parquet").kind == "snapshot"
+    for node in whole.nodes.values():
+        assert node.kind == "events" or "events/print" in names(whole.upstream(node.key)), node.key
+
+
 def test_openlineage_events_name_inputs_before_they_are_read(ws: Workspace) -> None:
     release.create(ws, now=NOW)
     whole = lineage.graph(ws)
@@ -59,7 +77,8 @@ def test_openlineage_events_name_inputs_before_they_are_read(ws: Workspace) -> N
         assert {"eventType", "eventTime", "producer", "schemaURL", "run", "job", "inputs", "outputs"} == event.keys()
         assert {item["name"] for item in event["inputs"]} <= made
         made |= {item["name"] for item in event["outputs"]}
-    assert len({event["run"]["runId"] for event in events}) == len(events)
+    assert [event["eventType"] for event in events] == ["START", "COMPLETE"] * (len(events) // 2)
+    assert len({event["run"]["runId"] for event in events}) == len(events) // 2
     assert "release/r1" in made and not any(name.startswith("snapshot/user_embedding_v2") for name in made)
     assert lineage.openlineage(lineage.graph(ws), "v1") == events
 
