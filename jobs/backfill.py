@@ -13,7 +13,7 @@ from jobs.workspace import Progress, Workspace, silent
 
 @dataclass(frozen=True)
 class Result:
-    """All snapshots of the period, those that were there already included."""
+    """All snapshots of the period, each once, those that were there already included."""
 
     moments: tuple[datetime, ...]
     publications: tuple[Publication, ...]
@@ -60,16 +60,18 @@ def run(
     for version in versions:
         upstreams[version.version] = refresh.upstreams_of(ws, version.version, first)
         first = first or upstreams[version.version][0]
-    found: list[Publication] = []
+    found: dict[str, Publication] = {}
     with ws.home.lock("backfill"):
         for step, moment in enumerate(moments):
             progress(f"refresh as of {moment:%Y-%m-%d}", step, len(moments))
-            found.extend(refresh_plain.run(ws, moment).publications)
+            published = [*refresh_plain.run(ws, moment).publications]
             for version in versions:
                 if refresh.why_not(ws, version.version, moment) is None:
                     models = upstreams[version.version]
                     fit = [model for model in models if model.since <= moment] or models[:1]
-                    result = refresh.run(ws, version.version, moment, upstream=fit[-1])
-                    found.extend(result.publications)
+                    published += refresh.run(ws, version.version, moment, upstream=fit[-1]).publications
+            for publication in published:
+                # Attributes are published once and met again at every moment.
+                found.setdefault(publication.snapshot.snapshot_id, publication)
     progress("refresh", len(moments), len(moments))
-    return Result(tuple(moments), tuple(found))
+    return Result(tuple(moments), tuple(found.values()))
