@@ -112,6 +112,7 @@ def train(ws: Workspace, consumer: str, version: str) -> None:
         "end": (START + 2 * WEEK).isoformat(),
         "rows": 10,
     }
+    write_json(manifest, ws.home.training_sets / consumer / "manifest.json")
     ws.ledger.put_training_set(consumer, manifest)
     record = {"views": views, "artifact": str(folder.relative_to(ws.home.root))}
     ws.ledger.put_consumer(consumer, "ctr", [version], record)

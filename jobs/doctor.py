@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feature_repo import lifecycle, releases
-from feature_repo.contracts.errors import HeadwaterError, LakeError
+from feature_repo.contracts.errors import HeadwaterError, LakeError, NotReadyError
 from feature_repo.contracts.naming import join_key
 from feature_repo.contracts.types import Snapshot
 from feature_repo.lake import folder_digest, replacing, sha256_of
+from jobs.ingest import enter_in_ledger
 from jobs.versions import LOCK
 from jobs.workspace import Progress, Workspace, silent
 
 BACKUP = "ledger.backup.db"
+SNAPSHOTS = "*/????????T??????Z.parquet"  # below the lake
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,17 @@ def run(ws: Workspace, *, dry_run: bool = False, progress: Progress = silent) ->
     damage = _ledger(ws)
     if damage:
         return Result((damage,))
-    checks = (_leftovers, _removals, _snapshots, _unrecorded, _orphan_twins, _artifacts)
+    checks = (
+        _log,
+        _leftovers,
+        _removals,
+        _snapshots,
+        _unrecorded,
+        _orphan_twins,
+        _artifacts,
+        _training_sets,
+        _registry,
+    )
     findings: list[Finding] = []
     with ExitStack() as stack:
         # What somebody else is just writing is neither a leftover nor unrecorded.
@@ -82,10 +94,9 @@ def _ledger(ws: Workspace) -> Finding | None:
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             answers = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
-        if answers == ["ok"]:
-            ws.ledger.snapshots()
+        reason = "; ".join(answers) if answers != ["ok"] else _emptied(ws)
+        if reason is None:
             return None
-        reason = "; ".join(answers)
     except (sqlite3.Error, HeadwaterError) as error:
         reason = str(error)
     remedy = (
@@ -97,6 +108,14 @@ def _ledger(ws: Workspace) -> Finding | None:
     return Finding(f"The ledger {path} is damaged: {reason}", remedy, mended=False)
 
 
+def _emptied(ws: Workspace) -> str | None:
+    """Return why a readable ledger is not this folder's: it was deleted, and the next command made a new one."""
+    snapshots = len(list(ws.home.lake.glob(SNAPSHOTS)))
+    if ws.ledger.snapshots() or ws.ledger.spaces() or not snapshots:
+        return None
+    return f"it knows nothing, but the lake holds {snapshots} snapshots"
+
+
 def _back_up(ws: Workspace) -> None:
     with (
         replacing(ws.home.root / BACKUP) as staged,
@@ -104,6 +123,26 @@ def _back_up(ws: Workspace) -> None:
         closing(sqlite3.connect(staged)) as target,
     ):
         source.backup(target)
+
+
+def _log(ws: Workspace, mend: bool) -> Iterator[Finding]:
+    """The ingested log: its files, and its place in the ledger."""
+    again = "run the same `headwater ingest` again, with --replace; what was made of the log stays"
+    try:
+        record = ws.log.record
+    except NotReadyError:
+        return
+    except LakeError as error:
+        yield Finding(str(error), again, mended=False)
+        return
+    for name, size in record.files.items():
+        path = ws.home.lake / name
+        if not path.is_file() or path.stat().st_size != size:
+            yield Finding(f"{path} of the log '{record.name}' is gone or changed", again, mended=False)
+    if all(row["fingerprint"] != record.fingerprint for row in ws.ledger.datasets()):
+        if mend:
+            enter_in_ledger(ws.home, record)
+        yield Finding(f"The ledger does not know the log '{record.name}'", "entered", mended=True)
 
 
 def _leftovers(ws: Workspace, mend: bool) -> Iterator[Finding]:
@@ -187,7 +226,7 @@ def _unrecorded(ws: Workspace, mend: bool) -> Iterator[Finding]:
 def _folders(ws: Workspace) -> set[str]:
     """Return the names of folders that hold snapshots; a killed first refresh left one that the ledger lacks."""
     known = {view.name for view in ws.ledger.views()}
-    return known | {path.parent.name for path in ws.home.lake.glob("*/????????T??????Z.parquet")}
+    return known | {path.parent.name for path in ws.home.lake.glob(SNAPSHOTS)}
 
 
 def _orphan_twins(ws: Workspace, mend: bool) -> Iterator[Finding]:
@@ -220,3 +259,23 @@ def _artifacts(ws: Workspace, _: bool) -> Iterator[Finding]:
             if changed:
                 remedy = f"restore it, or drop {release.name} and create another release"
                 yield Finding(f"{part['artifact']} of release {release.name} is gone or changed", remedy, mended=False)
+
+
+def _training_sets(ws: Workspace, _: bool) -> Iterator[Finding]:
+    """Training sets that the ledger names."""
+    for manifest in ws.ledger.training_sets():
+        name = manifest["service"]
+        folder = ws.home.training_sets / name
+        wanted = ["manifest.json", *manifest.get("files", [])]
+        gone = [item for item in wanted if not (folder / item).is_file()]
+        if gone:
+            remedy = f"run `headwater training-set {name}`"
+            yield Finding(f"{folder} lacks {', '.join(gone)}", remedy, mended=False)
+
+
+def _registry(ws: Workspace, _: bool) -> Iterator[Finding]:
+    """Feast's registry, where anything was ever registered or loaded."""
+    feast = ws.home.feast
+    if feast.is_dir() and any(feast.iterdir()) and not any(feast.glob("registry*.db")):  # one per profile
+        remedy = "run `headwater apply`, then `headwater materialize`"
+        yield Finding(f"Feast's registry in {feast} is gone", remedy, mended=False)

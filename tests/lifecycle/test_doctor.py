@@ -10,10 +10,14 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+import sqlalchemy as sa
+from typer.testing import CliRunner
 
 from benchmarks import small_home
 from benchmarks.small_home import NOW, SPACES, START, WEEK, refresh
+from feature_repo import ledger_tables as tables
 from feature_repo import lifecycle
 from feature_repo.contracts.errors import BusyError, LakeError, LedgerError, SnapshotRefusedError
 from feature_repo.contracts.types import Check, Verdict
@@ -21,7 +25,9 @@ from feature_repo.lake import write_json
 from feature_repo.ledger import Ledger
 from feature_repo.stores.twin import current, twin_path
 from jobs import doctor, release, snapshot, versions
+from jobs.cli import app
 from jobs.publication import publish_together
+from jobs.refresh import read_vectors
 from jobs.workspace import Workspace
 
 
@@ -134,6 +140,56 @@ def test_a_damaged_ledger_is_named_with_its_backup_which_works(whole: Workspace)
     assert not result.healthy and doctor.BACKUP in result.findings[0].remedy
     shutil.copy(whole.home.root / doctor.BACKUP, path)
     assert Ledger(path).snapshots() == before
+
+
+def test_a_deleted_ledger_is_not_taken_for_an_empty_home(whole: Workspace) -> None:
+    """The next command makes a new, empty one: no reason to put every snapshot away, or to back the emptiness up."""
+    before, root = whole.ledger.snapshots(), whole.home.root
+    doctor.run(whole)
+    saved, files = (root / doctor.BACKUP).read_bytes(), sorted(whole.home.lake.rglob("*.parquet"))
+    whole.home.ledger_file.unlink()
+    for command in (["version", "list"], ["doctor"]):
+        done = CliRunner().invoke(app, [*command, "--home", str(root)], catch_exceptions=False)
+    assert done.exit_code == 1 and "it knows nothing, but the lake holds 16 snapshots" in done.output.replace("\n", " ")
+    assert sorted(whole.home.lake.rglob("*.parquet")) == files and (root / doctor.BACKUP).read_bytes() == saved
+    shutil.copy(root / doctor.BACKUP, whole.home.ledger_file)
+    fresh = Workspace.open(root)
+    assert fresh.ledger.snapshots() == before and doctor.run(fresh).findings == ()
+
+
+def test_deleted_training_sets_and_registries_are_named(whole: Workspace) -> None:
+    shutil.rmtree(whole.home.training_sets / "ctr_ranker")
+    whole.home.feast.mkdir()
+    (whole.home.feast / "online.db").write_bytes(b"")
+    remedies = [finding.remedy for finding in doctor.run(whole).findings]
+    assert remedies == [
+        "run `headwater training-set ctr_ranker`",
+        "run `headwater apply`, then `headwater materialize`",
+    ]
+
+
+def test_a_damaged_log_is_named_and_a_forgotten_one_entered(learned: Workspace) -> None:
+    with learned.ledger.transaction("datasets") as connection:
+        connection.execute(sa.delete(tables.datasets))
+    result = doctor.run(learned)
+    assert result.healthy and "The ledger does not know the log" in result.findings[0].what
+    assert doctor.run(learned).findings == ()
+    assert learned.ledger.datasets()[0]["fingerprint"] == learned.log.fingerprint
+    gone = learned.home.lake / next(iter(learned.log.record.files))
+    gone.unlink()
+    finding = doctor.run(learned).findings[0]
+    assert str(gone) in finding.what and "headwater ingest" in finding.remedy and not finding.mended
+
+
+def test_a_deleted_snapshot_comes_back_by_the_command_that_the_doctor_names(learned: Workspace) -> None:
+    item = learned.ledger.snapshots("user_embedding_v1", accepted=True)[-2]
+    path = learned.home.root / item.path
+    before = read_vectors(path, "user_id")[1]
+    path.unlink()
+    command = doctor.run(learned).findings[0].remedy.split("`")[1].split()[1:]
+    done = CliRunner().invoke(app, [*command, "--home", str(learned.home.root)], catch_exceptions=False)
+    assert done.exit_code == 0 and np.array_equal(read_vectors(path, "user_id")[1], before)
+    assert doctor.run(learned).findings == ()
 
 
 def test_the_doctor_does_not_disturb_a_refresh(whole: Workspace) -> None:
