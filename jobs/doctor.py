@@ -17,7 +17,7 @@ from feature_repo.contracts.errors import HeadwaterError, LakeError, NotReadyErr
 from feature_repo.contracts.naming import join_key
 from feature_repo.contracts.types import Snapshot
 from feature_repo.lake import folder_digest, replacing, sha256_of
-from jobs.ingest import enter_in_ledger
+from jobs.train_upstream import enter_log
 from jobs.versions import LOCK
 from jobs.workspace import Progress, Workspace, silent
 
@@ -139,9 +139,10 @@ def _log(ws: Workspace, mend: bool) -> Iterator[Finding]:
         path = ws.home.lake / name
         if not path.is_file() or path.stat().st_size != size:
             yield Finding(f"{path} of the log '{record.name}' is gone or changed", again, mended=False)
-    if all(row["fingerprint"] != record.fingerprint for row in ws.ledger.datasets()):
+    trained_on = {space.data_fingerprint for space in ws.ledger.spaces()}
+    if record.fingerprint in trained_on - {row["fingerprint"] for row in ws.ledger.datasets()}:
         if mend:
-            enter_in_ledger(ws.home, record)
+            enter_log(ws)
         yield Finding(f"The ledger does not know the log '{record.name}'", "entered", mended=True)
 
 

@@ -15,7 +15,6 @@ from feature_repo.contracts.errors import InputDataError
 from feature_repo.contracts.types import Entity, Problem
 from feature_repo.lake import Home, write_json
 from jobs.ingest_dataset import Dataset
-from jobs.workspace import Workspace
 
 if TYPE_CHECKING:
     import polars as pl
@@ -152,7 +151,6 @@ def run(config: IngestConfig, *, progress: Progress = lambda _: None) -> IngestR
         clear_staging(home)
         present = stored(home, dataset.fingerprint, may_replace=config.replace)
         if present is not None:
-            enter_in_ledger(home, present)
             progress(f"ingest: {present.name} ({short}) is in the lake already")
             return IngestResult(present, unchanged=True)
         verdict = _verdict(config, tables.events, users, items, findings)
@@ -161,17 +159,9 @@ def run(config: IngestConfig, *, progress: Progress = lambda _: None) -> IngestR
                 progress(f"ingest: warning, {check.name} is {check.observed}, usually {check.bound}: {check.detail}")
         quarantine = bad_row_table(findings.bad, findings.files, findings.kinds) if findings.bad else None
         dataset = publish(home, tables, dataset, quarantine)
-        enter_in_ledger(home, dataset)
         write_json(verdict.to_dict(), home.reports / "ingest_verdict.json")
     progress(f"ingest: {dataset.rows:,} events of {dataset.name} ({short}) are in the lake")
     return IngestResult(dataset, unchanged=False)
-
-
-def enter_in_ledger(home: Home, dataset: Dataset) -> None:
-    """Write the log into the ledger, which keeps it when another one replaces it: what was made of it names it."""
-    facts = dataset.to_dict()
-    kept = {name: facts[name] for name in ("rows", "counts", "start", "end", "users", "items")}
-    Workspace.open(home.root).ledger.put_dataset(dataset.fingerprint, dataset.name, kept)
 
 
 def _verdict(

@@ -130,10 +130,18 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
         artifact=str(artifact.relative_to(ws.home.root)),
         config=fitted.model.config.to_dict(),
     )
+    enter_log(ws)
     ws.ledger.put_space(space)
     write_json({"request": request, "space_id": identity, "rows": fitted.rows, "curve": fitted.curve}, done)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return Result(version, space, fitted.rows, fitted.curve)
+
+
+def enter_log(ws: Workspace) -> None:
+    """Write the ingested log into the ledger: it is known there when another one replaces it in the lake."""
+    facts = ws.log.record.to_dict()
+    kept = {name: facts[name] for name in ("rows", "counts", "start", "end", "users", "items")}
+    ws.ledger.put_dataset(ws.log.fingerprint, facts["name"], kept)
 
 
 def _training(ws: Workspace, settings: Upstream) -> tuple[dict[str, Any], Path]:
