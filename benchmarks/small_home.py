@@ -111,6 +111,7 @@ def train(ws: Workspace, consumer: str, version: str) -> None:
         "start": START.isoformat(),
         "end": (START + 2 * WEEK).isoformat(),
         "rows": 10,
+        "files": [],
     }
     write_json(manifest, ws.home.training_sets / consumer / "manifest.json")
     ws.ledger.put_training_set(consumer, manifest)
