@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ class RedisWriter:
     def __init__(self, place: RedisPlace) -> None:
         self._place, self._pool, self._view = place, pool_of(place.client), place.view
         self._project = wire.scalar(place.project.encode())
+        # Commands are packed while the server works on those before.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="redis")
 
     def write(self, batch: Batch) -> None:
         """Store a batch; every row is one command, so that no reader sees half of it.
@@ -72,36 +75,44 @@ class RedisWriter:
         OnlineStoreError
             If the server breaks off or refuses. Rows before that are stored, and are passed over the next time.
         """
-        for start in range(0, len(batch), _ROWS_PER_EXCHANGE):
-            self._write(batch, slice(start, start + _ROWS_PER_EXCHANGE))
+        waiting: list[Future[None]] = []
+        try:
+            for start in range(0, len(batch), _ROWS_PER_EXCHANGE):
+                packed = self._packed(batch, slice(start, start + _ROWS_PER_EXCHANGE))
+                while waiting:
+                    waiting.pop().result()
+                waiting.append(self._thread.submit(self._send, *packed))
+        finally:
+            while waiting:
+                waiting.pop().result()
 
     def close(self) -> None:
         """Close the connection."""
+        self._thread.shutdown()
         self._pool.disconnect()
 
-    def _write(self, batch: Batch, part: slice) -> None:
-        times = batch.times[part]
-        keys = batch.keys[part]
+    def _packed(self, batch: Batch, part: slice) -> tuple[Int64Array, pa.Array, list[pa.Array]]:
+        """Return event times, the commands that ask for what is stored, and those that store: one of each per row."""
+        times, keys = batch.times[part], batch.keys[part]
         keys = wire.join(len(keys), keys, self._project)
-        values = [column[part] for column in batch.values.values()]
+        fields: list[pa.Array | bytes] = [_clock_field(self._view), wire.timestamps(times)]
+        for name, column in batch.values.items():
+            fields += [_feature_field(self._view, name), column[part]]
+        stores = [command("HSET", len(keys), keys, *fields)]
+        expire = self._place.key_ttl_seconds
+        if expire:
+            stores.append(command("EXPIRE", len(keys), keys, str(expire).encode()))
+        return times, command("HGET", len(keys), keys, _clock_field(self._view)), stores
+
+    def _send(self, times: Int64Array, asks: pa.Array, stores: list[pa.Array]) -> None:
         with exchange(self._pool) as server:
             if not self._place.skip_dedup:
-                asked = command("HGET", len(keys), keys, _clock_field(self._view))
-                newer = _newer(times, server.ask([wire.contents(asked)], len(keys)))
+                newer = _newer(times, server.ask([wire.contents(asks)], len(asks)))
                 if not newer.all():
                     chosen = pa.array(newer)
-                    times, keys = times[newer], keys.filter(chosen)
-                    values = [column.filter(chosen) for column in values]
-            if len(keys) == 0:
-                return
-            fields: list[pa.Array | bytes] = [_clock_field(self._view), wire.timestamps(times)]
-            for name, column in zip(batch.values, values, strict=True):
-                fields += [_feature_field(self._view, name), column]
-            packed = [wire.contents(command("HSET", len(keys), keys, *fields))]
-            expire = self._place.key_ttl_seconds
-            if expire:
-                packed.append(wire.contents(command("EXPIRE", len(keys), keys, str(expire).encode())))
-            server.ask(packed, len(keys) * len(packed))
+                    stores = [commands.filter(chosen) for commands in stores]
+            if len(stores[0]):
+                server.ask([wire.contents(commands) for commands in stores], len(stores[0]) * len(stores))
 
 
 class RedisReader:
