@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 from feature_repo.lake import Home
-from feature_repo.ledger import Ledger
+from feature_repo.ledger import open_ledger
 from feature_repo.views import feast_objects
 
 _home = Home(Path(os.environ.get("HEADWATER_HOME") or Path(__file__).resolve().parent.parent / ".headwater"))
-globals().update(feast_objects(_home, Ledger(_home.ledger_file)))
+globals().update(feast_objects(_home, open_ledger(_home)))

@@ -1,12 +1,13 @@
 """The ledger: the transactional record of spaces, versions, snapshots, training sets and consumers.
 
-One SQLite file by default; any SQLAlchemy URL works. Rows are only added or replaced as a whole, each
-public method is one transaction, and times are stored as ISO-8601 UTC text.
+One SQLite file by default, or a Postgres database (docs/online.md). Rows are only added or replaced as a whole, each
+public method is one transaction, writers follow one another, and times are stored as ISO-8601 UTC text.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,9 +17,19 @@ from typing import Any
 import sqlalchemy as sa
 
 from feature_repo import ledger_tables as tables
-from feature_repo.contracts.errors import LedgerError, NotFoundError
+from feature_repo.contracts.errors import LedgerError, MissingExtraError, NotFoundError
 from feature_repo.contracts.types import Decision, Snapshot, Space, Verdict, Version, View
 from feature_repo.failpoints import durable
+from feature_repo.lake import Home
+
+VARIABLE = "HEADWATER_LEDGER"
+# Of all locks that applications take in a Postgres database, the ledger's.
+_LOCK = sa.text("SELECT pg_advisory_xact_lock(7306089)")
+
+
+def open_ledger(home: Home) -> Ledger:
+    """Return a home folder's ledger: the database that ``$HEADWATER_LEDGER`` names, else the file in the folder."""
+    return Ledger(os.environ.get(VARIABLE) or home.ledger_file)
 
 
 class Ledger:
@@ -33,10 +44,13 @@ class Ledger:
     ------
     LedgerError
         If the database cannot be opened.
+    MissingExtraError
+        If its driver is not installed.
     """
 
     def __init__(self, url: str | Path) -> None:
-        self.where = str(url)
+        # A path, or a URL without its password: error messages hold it.
+        self.where = str(url) if isinstance(url, Path) else _shown(url)
         if isinstance(url, Path):
             try:
                 url.parent.mkdir(parents=True, exist_ok=True)
@@ -45,8 +59,14 @@ class Ledger:
             url = f"sqlite:///{url}"
         # A second writer waits for the first one's commit.
         options = {"timeout": 30} if str(url).startswith("sqlite") else {}
-        self._engine = sa.create_engine(url, connect_args=options)
+        try:
+            self._engine = sa.create_engine(url, connect_args=options, pool_pre_ping=True)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"The ledger at {self.where} needs the driver {error.name}: pip install 'headwater[postgres]'."
+            ) from error
         with self.transaction() as connection:
+            self._take_turn(connection)
             tables.metadata.create_all(connection)
             connection.commit()
 
@@ -66,6 +86,8 @@ class Ledger:
         """
         try:
             with self._engine.connect() as connection:
+                if write is not None:
+                    self._take_turn(connection)
                 yield connection
                 if write is not None:
                     with durable(f"ledger {write}"):
@@ -76,12 +98,19 @@ class Ledger:
                 "a damaged file is restored from a backup: `headwater doctor` says which."
             ) from error
 
+    def _take_turn(self, connection: sa.Connection) -> None:
+        """Wait for the writer before, and keep others waiting until the transaction ends, as SQLite does anyway."""
+        if connection.dialect.name == "postgresql":
+            connection.execute(_LOCK)
+
     def put(self, table: sa.Table, values: Mapping[str, Any]) -> None:
         """Write one row; a row of the same key is replaced."""
         key = [column for column in table.primary_key.columns]
         with self.transaction(table.name) as connection:
-            connection.execute(sa.delete(table).where(*(column == values[column.name] for column in key)))
-            connection.execute(sa.insert(table).values(**values))
+            # Not deleted first: rows of other tables may refer to it, which only some databases mind.
+            same = (column == values[column.name] for column in key)
+            if not connection.execute(sa.update(table).where(*same).values(**values)).rowcount:
+                connection.execute(sa.insert(table).values(**values))
 
     def rows(self, statement: sa.Select[Any]) -> list[dict[str, Any]]:
         """Return the rows of a query as dictionaries."""
@@ -227,3 +256,12 @@ def snapshot_values(snapshot: Snapshot) -> dict[str, Any]:
         "available_at": snapshot.available_at.isoformat(),
         "verdict": snapshot.verdict.to_dict(),
     }
+
+
+def _shown(url: str) -> str:
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError as error:
+        raise LedgerError(
+            f"${VARIABLE} is no database URL. Write it as postgresql+psycopg://user:password@host:5432/database."
+        ) from error

@@ -24,10 +24,11 @@ import polars as pl
 import sqlalchemy as sa
 
 from feature_repo import ledger_tables as tables
-from feature_repo.contracts.errors import NotReadyError, SnapshotRefusedError
+from feature_repo.contracts.errors import ConfigError, NotReadyError, SnapshotRefusedError
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.contracts.types import Entity, Snapshot
 from feature_repo.lake import read_json, write_json
+from feature_repo.ledger import VARIABLE
 from jobs import bridge
 from jobs.training_set import LABELS
 from jobs.workspace import Progress, Workspace, silent
@@ -101,6 +102,10 @@ def run(ws: Workspace, new: str, into: str, start: datetime | None = None, *, pr
 @contextmanager
 def _scratch(ws: Workspace, version: str, start: datetime) -> Iterator[Workspace]:
     """Yield a copy of the home folder, made of links, in which a version has no snapshots from a moment on."""
+    if VARIABLE in os.environ:
+        raise ConfigError(
+            f"A rehearsal copies the ledger's file, and {VARIABLE} names a database. Rehearse without it."
+        )
     # The name of a half-written folder: should this process be killed, `headwater doctor` removes it.
     root = ws.home.root / f".rehearsal.{os.getpid()}.part"
     views = [embedding_view(entity, version) for entity in ENTITIES]

@@ -12,6 +12,7 @@ import yaml
 
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.lake import Home
+from feature_repo.ledger import VARIABLE
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -40,7 +41,11 @@ def open_store(home: Home) -> FeatureStore:
     ibis.get_backend().raw_sql("SET enable_progress_bar = false")
     home.feast.mkdir(parents=True, exist_ok=True)
     values = yaml.safe_load(os.path.expandvars(_settings_file().read_text(encoding="utf-8")))
-    values["registry"]["path"] = str(home.feast / Path(values["registry"]["path"]).name)
+    if values["registry"].get("registry_type") == "sql":
+        if VARIABLE not in os.environ:
+            raise ConfigError(f"{VARIABLE} is not set: this profile's registry lies in the ledger's database.")
+    else:
+        values["registry"]["path"] = str(home.feast / Path(values["registry"]["path"]).name)
     if "path" in values["online_store"]:
         values["online_store"]["path"] = str(home.feast / "online.db")
     return FeatureStore(config=RepoConfig(**values, repo_path=REPOSITORY))

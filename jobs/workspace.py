@@ -42,9 +42,9 @@ class Workspace:
     @cached_property
     def ledger(self) -> Ledger:
         """The ledger; created where it is missing."""
-        from feature_repo.ledger import Ledger
+        from feature_repo.ledger import open_ledger
 
-        return Ledger(self.home.ledger_file)
+        return open_ledger(self.home)
 
     @cached_property
     def log(self) -> EventLog:
