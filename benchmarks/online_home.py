@@ -40,8 +40,11 @@ CONFIG = Config(
 )
 
 
-def build(root: Path, *, items: int, users: int) -> Workspace:
-    """Make the home folder with one snapshot, applied, materialized, and released as `both` and `clicks`."""
+def build(root: Path, *, items: int, users: int, text_ids: bool = False) -> Workspace:
+    """Make the home folder with one snapshot, applied, materialized, and released as `both` and `clicks`.
+
+    With `text_ids` the items are ``item-0``, ``item-1`` and so on, the users ``user-0``, and else numbers.
+    """
     from jobs import apply, materialize, release
 
     save(CONFIG, Workspace.open(root).home)
@@ -50,12 +53,12 @@ def build(root: Path, *, items: int, users: int) -> Workspace:
     ws.ledger.put_version(Version("v1", SPACE, "made up", "me", None))
     sizes: dict[Entity, int] = {"user": users, "item": items}
     for entity, size in sizes.items():
-        _publish_attributes(ws, entity, size)
-    refresh(ws, START, sizes)
+        _publish_attributes(ws, entity, _ids(entity, size, text_ids))
+    refresh(ws, START, sizes, text_ids=text_ids)
     views = [view(entity) for view in (attributes_view, stats_view) for entity in ENTITIES]
     views += [embedding_view(entity, "v1") for entity in ENTITIES]
     for task in ("ctr", "cvr"):
-        folder = _ranker(ws, task, sizes)
+        folder = _ranker(ws, task, {entity: _ids(entity, size, text_ids) for entity, size in sizes.items()})
         ws.ledger.put_consumer(f"{task}_ranker", task, ["v1"], {"views": views, "artifact": folder})
     write_json({"space_id": SPACE}, ws.home.artifacts / "retrieval-1" / "index.json")
     ws.ledger.put_consumer("retrieval", "retrieval", ["v1"], {"views": views[-2:], "artifact": "artifacts/retrieval-1"})
@@ -77,32 +80,44 @@ def vectors(size: int, seed: int) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
-def refresh(ws: Workspace, as_of: datetime, sizes: dict[Entity, int]) -> None:
+def _ids(entity: Entity, size: int, text: bool) -> pl.Series:
+    numbers = pl.Series(np.arange(size, dtype=np.int64))
+    return f"{entity}-" + numbers.cast(pl.String) if text else numbers
+
+
+def refresh(ws: Workspace, as_of: datetime, sizes: dict[Entity, int], *, text_ids: bool = False) -> None:
     """Publish vectors and counts of one moment."""
     available_at = as_of + ws.config.availability_lag
     seed = int((as_of - START) / timedelta(hours=1))
     for entity, size in sizes.items():
-        ids = pl.Series(np.arange(size, dtype=np.int64))
+        ids = _ids(entity, size, text_ids)
+        kind = "string" if text_ids else "int64"
         moved = vectors(size, seed + (1 if entity == "user" else 2))
         table = vector_table(f"{entity}_id", ids, moved, np.ones(size, np.float32))
-        view = View(embedding_view(entity, "v1"), entity, "v1", "int64", EMBEDDING_FIELDS, ws.config.ttl_days)
+        view = View(embedding_view(entity, "v1"), entity, "v1", kind, EMBEDDING_FIELDS, ws.config.ttl_days)
         _publish(ws, view, clocked(table, available_at), as_of, available_at, SPACE)
         draw = np.random.default_rng(seed + size)
         counts = {name: pa.array(draw.poisson(3.0, size).astype(np.float32)) for name in STATS}
         fields = {**dict.fromkeys(STATS, "float"), "available_us": "int64"}
-        view = View(stats_view(entity), entity, None, "int64", fields, ws.config.ttl_days)
-        plain = clocked(pa.table({f"{entity}_id": ids.to_arrow(), **counts}), available_at)
+        view = View(stats_view(entity), entity, None, kind, fields, ws.config.ttl_days)
+        plain = clocked(pa.table({f"{entity}_id": _column(ids), **counts}), available_at)
         _publish(ws, view, plain, as_of, available_at, None)
 
 
-def _publish_attributes(ws: Workspace, entity: Entity, size: int) -> None:
+def _column(ids: pl.Series) -> pa.Array:
+    """Return ids as Arrow; Polars' own text type is not the one that Feast reads."""
+    return ids.to_arrow() if ids.dtype == pl.Int64 else ids.to_arrow().cast(pa.string())
+
+
+def _publish_attributes(ws: Workspace, entity: Entity, ids: pl.Series) -> None:
     always = datetime(1970, 1, 1, tzinfo=UTC)
     values = {
-        name: pa.array([f"{name}-{i % kinds}" for i in range(size)]) for name, kinds in _attributes(entity).items()
+        name: pa.array([f"{name}-{i % kinds}" for i in range(len(ids))]) for name, kinds in _attributes(entity).items()
     }
     fields = {**dict.fromkeys(values, "string"), "available_us": "int64"}
-    table = clocked(pa.table({f"{entity}_id": pa.array(np.arange(size, dtype=np.int64)), **values}), always)
-    _publish(ws, View(attributes_view(entity), entity, None, "int64", fields, 0), table, always, always, None)
+    table = clocked(pa.table({f"{entity}_id": _column(ids), **values}), always)
+    kind = "int64" if ids.dtype == pl.Int64 else "string"
+    _publish(ws, View(attributes_view(entity), entity, None, kind, fields, 0), table, always, always, None)
 
 
 def _attributes(entity: Entity) -> dict[str, int]:
@@ -115,7 +130,7 @@ def _publish(
     publish(ws, view, table, as_of, space_id=space_id, available_at=available_at, gate=lambda staged: YES)
 
 
-def _ranker(ws: Workspace, task: str, sizes: dict[Entity, int]) -> str:
+def _ranker(ws: Workspace, task: str, ids: dict[Entity, pl.Series]) -> str:
     """Write a ranker of the usual shape with the weights it starts with."""
     import torch
 
@@ -131,7 +146,7 @@ def _ranker(ws: Workspace, task: str, sizes: dict[Entity, int]) -> str:
             crosses=tuple(("user_id", name) for name in names if name.startswith("item"))[:3],
             versions=("v1",),
         ),
-        {f"{e}_id": IdTable([str(i) for i in range(min(size, 5_000))], 0) for e, size in sizes.items()},
+        {f"{e}_id": IdTable(known[:5_000].cast(pl.String).to_list(), 0) for e, known in ids.items()},
         {
             **{name: Vocabulary([f"{short}-{i}" for i in range(kinds)]) for name, (short, kinds) in names.items()},
             "hour": Vocabulary([str(hour) for hour in range(24)]),

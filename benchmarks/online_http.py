@@ -166,7 +166,6 @@ def models(root: Path) -> dict[str, float]:
     from jobs.serving.holder import Holder
     from jobs.serving.served import Question
     from jobs.serving.settings import ServeSettings
-    from models.downstream.batches import RankerTensors
 
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     import torch
@@ -175,11 +174,8 @@ def models(root: Path) -> dict[str, float]:
     holder = Holder(ServeSettings(home=root, now=online_home.NOW, log_sample=0))
     holder.refresh()
     served = holder.served
-    rows = served.rows([Question(1, list(range(500)), {"hour": 9})], online_home.NOW, served.ranking_views)
-    ready = []
-    for task, ranker in served.rankers.items():
-        tensors = RankerTensors(ranker.inputs(rows, served.codes[task]), ranker.saved.model.spec)
-        ready.append((ranker.saved.model, tensors.batch(torch.arange(500))))
+    rows = served.rows([Question(1, list(range(500)), {"hour": 9})], online_home.NOW)
+    ready = [(ranker.saved.model, served.inputs[task].batch(rows)) for task, ranker in served.rankers.items()]
 
     @torch.inference_mode()
     def both(call: int) -> None:

@@ -5,7 +5,7 @@ Legend: N rows, D embedding dim.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -90,25 +90,38 @@ class RankerEncoder:
     def arrays(self, encoded: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a ranker's inputs but its embeddings, from all encoded columns of N rows.
 
-        Training and serving both come here, so that a row means the same to both.
+        Training and serving share the parts of it, so that a row means the same to both.
 
         Returns
         -------
         cats, crosses, nums
             int32 [N, C], int64 [N, X], float32 [N, M].
         """
+        fields = self.fields
+        cats = np.stack([encoded[name] for name in (*fields.ids, *fields.cats)], axis=1).astype(np.int32)
+        return cats, self.crosses(cats), np.stack(list(self.numbers(encoded, fields.nums).values()), axis=1)
+
+    def crosses(self, cats: np.ndarray) -> np.ndarray:
+        """Return the buckets of the crosses, int64 [N, X], from ids and categories [N, C]."""
         from models.downstream.inputs import hash_cross
 
-        fields = self.fields
-        raw = [encoded[name] for name in fields.nums]  # the ranker takes logs and bins itself
-        rates = [(encoded[top] + prior * 0.02) / (encoded[bottom] + prior) for _, top, bottom, prior in _RATES]
-        cats = np.stack([encoded[name] for name in (*fields.ids, *fields.cats)], axis=1).astype(np.int32)
-        crosses = [hash_cross(encoded[left], encoded[right], CROSS_BUCKETS) for left, right in fields.crosses]
-        return (
-            cats,
-            np.stack(crosses, axis=1) if crosses else np.zeros((len(cats), 0), np.int64),
-            np.stack([*raw, *rates], axis=1).astype(np.float32),
-        )
+        names = (*self.fields.ids, *self.fields.cats)
+        found = np.empty((len(cats), len(self.fields.crosses)), np.int64)
+        for at, (left, right) in enumerate(self.fields.crosses):
+            found[:, at] = hash_cross(cats[:, names.index(left)], cats[:, names.index(right)], CROSS_BUCKETS)
+        return found
+
+    def numbers(self, encoded: Mapping[str, np.ndarray], names: Collection[str]) -> dict[int, np.ndarray]:
+        """Return a ranker's numeric inputs that some columns make: position among the M -> float32 [N].
+
+        The columns as they are, for the ranker takes logs and bins itself; then the rates of those counts.
+        """
+        nums = self.fields.nums
+        found = {nums.index(name): encoded[name] for name in names}
+        for at, (_, top, bottom, prior) in enumerate(_RATES, start=len(nums)):
+            if top in names:
+                found[at] = (encoded[top] + prior * 0.02) / (encoded[bottom] + prior)
+        return {at: values.astype(np.float32) for at, values in found.items()}
 
     def save(self, path: Path) -> None:
         """Write the encodings as JSON."""

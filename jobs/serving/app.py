@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -35,6 +36,7 @@ from jobs.serving.served import Served, one_vector
 from jobs.serving.settings import TOKEN_VARIABLE, VARIABLE, ServeSettings
 from jobs.serving.worker import Outcome, Task, Worker, compute
 
+logger = logging.getLogger("headwater.serve")
 TITLE = "Headwater"
 ABOUT = "Retrieval and ranking with one release: embeddings, index and rankers that belong together."
 _CODES: dict[int | str, str] = {
@@ -186,7 +188,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
         serving.metrics.requests.labels(known, str(status)).inc()
         serving.metrics.seconds.labels(known).observe(seconds)
 
-    app.add_middleware(Guard, settings=settings, observe=observe)
+    app.add_middleware(Guard, settings=settings, observe=observe, in_flight=serving.metrics.in_flight.inc)
     return app
 
 
@@ -303,4 +305,5 @@ def _add_errors(app: FastAPI) -> None:
                 # What is not ready names files and folders; that is for the log and for those who run the server.
                 message = "Nothing is served yet." if kind is NotReadyError else str(error)
                 return answer(status, code, message)
+        logger.error("a request failed: %s", error)
         return answer(503, "unavailable", "A store behind the server does not answer; its log says why.")

@@ -29,10 +29,18 @@ class Guard:
     ----------
     observe
         Called with path, status and seconds of every answer.
+    in_flight
+        Called with 1 when a request has arrived whole, and with -1 when it has been answered.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, observe: Callable[[str, int, float], None]) -> None:
-        self._app, self._settings, self._observe = app, settings, observe
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServeSettings,
+        observe: Callable[[str, int, float], None],
+        in_flight: Callable[[int], None],
+    ) -> None:
+        self._app, self._settings, self._observe, self._in_flight = app, settings, observe, in_flight
         self._limit = settings.max_body_kb * 1024
         token = settings.token.get_secret_value() if settings.token else None
         self._expected = f"Bearer {token}".encode() if token else None
@@ -58,7 +66,11 @@ class Guard:
             elif body is None:
                 await _answer(told, 413, "too_large", f"The body is larger than {self._limit} bytes.")
             else:
-                await self._app(scope, _replay(body, receive), told)
+                self._in_flight(1)
+                try:
+                    await self._app(scope, _replay(body, receive), told)
+                finally:
+                    self._in_flight(-1)
         except TimeoutError:
             await _answer(told, 408, "slow_request", "The body did not arrive in time.")
         except ConnectionError:
@@ -84,7 +96,7 @@ class Guard:
     async def _body(self, receive: Receive) -> bytes | None:
         """Return the whole body; None if it is too large."""
         parts, size, more = [], 0, True
-        async with asyncio.timeout(self._settings.timeout_s + 3):
+        async with asyncio.timeout(self._settings.body_s):
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -72,6 +73,7 @@ class Holder:
         fresh = load(self._workspace, self._store(), now)
         self._warm(fresh)
         self._served, self.problem = fresh, None
+        _settle()
         self._switched(fresh)
         logger.info("serving %s", fresh.release.name)
         return True
@@ -114,3 +116,10 @@ class Holder:
         if problem != self.problem:
             logger.error("%s", problem)
         self.problem = problem
+
+
+def _settle() -> None:
+    """Take what is loaded out of the garbage collector's sight: to walk it all took a third of a second of requests."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

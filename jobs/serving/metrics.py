@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -36,6 +38,7 @@ class Metrics:
         self.switches = Counter("headwater_switches_total", "Times that another release or snapshot took over.", **made)
         self.logged = Counter("headwater_logged_rows_total", "Rows of the served-feature log.", **made)
         self.lost = Counter("headwater_log_lost_rows_total", "Rows that could not be logged.", **made)
+        self.in_flight = Gauge("headwater_requests_in_flight", "Requests without an answer yet.", **made, **total)
         self.waiting = Gauge("headwater_waiting_requests", "Requests in the queue.", **made, **total)
         self.release = Gauge(
             "headwater_release_moved", "Position of the release pointer that is served.", **made, **newest
@@ -48,9 +51,20 @@ class Metrics:
         """Return everything as Prometheus reads it."""
         if not self._shared:
             return generate_latest(self._registry)
+        _forget_the_dead()
         registry = CollectorRegistry()
         registry.register(_Ours())
         return generate_latest(registry)
+
+
+def _forget_the_dead() -> None:
+    """Drop what killed processes said of the moment, such as requests in flight; what they counted stays."""
+    for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*_*.db"):
+        pid = int(file.stem.rsplit("_", 1)[1])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid)
 
 
 class _Ours(Collector):

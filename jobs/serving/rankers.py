@@ -1,11 +1,11 @@
-"""Rankers as they are served: the same encodings and arrays as in training, the items' part made ahead.
+"""Rankers as they are served, and the rows that they read.
 
-Legend: N candidates, R requests, I items of a view, D embedding dim.
+Legend: N candidates, R requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyarrow as pa
 from feature_repo.contracts.errors import LakeError
 from feature_repo.lake import read_json
 from jobs.features.ranking import RankerEncoder
+from jobs.serving.inputs import RankerInputs
 from jobs.serving.rows import PlainRows, Vectors
 
 if TYPE_CHECKING:
@@ -135,28 +136,29 @@ class ServedRanker:
         fields = self.encoder.fields
         return tuple(n for n in fields.cats if "__" not in n), tuple(n for n in fields.nums if "__" not in n)
 
-    def codes(self, plain: Mapping[str, PlainRows]) -> dict[str, dict[str, np.ndarray]]:
-        """Encode all items of every plain view, the empty row among them: view -> column -> [I + 1]."""
-        return {view: self.encoder.encode(rows.frame) for view, rows in plain.items()}
+    def inputs(self, plain: Mapping[str, PlainRows], users: Sequence[str], *, integer_ids: bool) -> RankerInputs:
+        """Encode all rows of the plain item views; `users` are the columns that the online store has of a user."""
+        asked = {"user_id", *users, *self.context[0], *self.context[1]}
+        return RankerInputs(self.encoder, self.saved.model.spec, plain, asked, integer_ids=integer_ids)
 
-    def score(self, rows: Rows, codes: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
-        """Return the probability of the task's outcome per candidate, float64 [N]."""
-        from models.downstream.fit import predict
+    def score(self, rows: Rows, inputs: RankerInputs) -> np.ndarray:
+        """Return the probability of the task's outcome per candidate, float64 [N].
 
-        return probability(predict(self.saved.model, self.inputs(rows, codes)), self.saved.extra["offset"])
+        Raises
+        ------
+        ValueError
+            If a feature that was read is not finite, and so one of them is none.
+        """
+        import torch
 
-    def inputs(self, rows: Rows, codes: Mapping[str, Mapping[str, np.ndarray]]) -> RankerData:
-        """Return the candidates as the model takes them; `codes` are those of :meth:`codes`."""
-        who, encoder = rows.who, self.encoder
-        encoded = {"item_id": encoder.ids["item_id"].encode(pl.Series(pl.from_arrow(rows.item_ids)))}
-        asked = encoder.encode(rows.users) | encoder.encode(rows.contexts)
-        encoded |= {name: values[who] for name, values in asked.items()}
-        for view, places in rows.items.items():
-            encoded |= {name: values[places] for name, values in codes[view].items()}
-        return ranker_data(*encoder.arrays(encoded), self._embeddings(rows))
+        with torch.inference_mode():
+            logits = self.saved.model(inputs.batch(rows)).numpy()
+        if not np.isfinite(logits).all():
+            raise ValueError(f"{self.name}: {int((~np.isfinite(logits)).sum())} scores are not finite")
+        return probability(logits, self.saved.extra["offset"])
 
     def score_frame(self, frame: pl.DataFrame) -> np.ndarray:
-        """Return the same for rows as a training set has them: ids, context and joined features."""
+        """Return the same for rows as a training set has them, by the way that training takes."""
         from models.downstream.fit import predict
 
         embeddings: dict[str, Any] = {}
@@ -167,14 +169,6 @@ class ServedRanker:
             embeddings[view] = (table, np.where(there, np.cumsum(there) - 1, -1))
         data = ranker_data(*self.encoder.arrays(self.encoder.encode(frame)), embeddings)
         return probability(predict(self.saved.model, data), self.saved.extra["offset"])
-
-    def _embeddings(self, rows: Rows) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for view in self.views:
-            read = rows.vectors[view]
-            places = rows.who if view.startswith("user") else np.arange(len(rows.who))
-            found[view] = (read.values, np.where(read.found[places], places, -1))
-        return found
 
 
 def best_model(folder: Path) -> Path:

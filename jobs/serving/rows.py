@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo.contracts.errors import LakeError, SpaceMismatchError
+from feature_repo.contracts.errors import HeadwaterError, LakeError, OnlineStoreError, SpaceMismatchError
 from feature_repo.contracts.naming import join_key
 from feature_repo.contracts.types import Snapshot, View
 from feature_repo.lake import Home
@@ -52,6 +52,10 @@ class Vectors:
     found: np.ndarray
     available_us: np.ndarray
 
+    def take(self, rows: Sequence[int]) -> Vectors:
+        """Return those of some of the ids."""
+        return Vectors(self.values[rows], self.found[rows], self.available_us[rows])
+
 
 class PlainRows:
     """The latest rows of one plain item view, in memory.
@@ -81,7 +85,7 @@ class PlainRows:
             .sort(key)
         )
         self.ids = rows[key].cast(pl.Int64 if view.id_type == "int64" else pl.String)
-        self._found = _Sorted(self.ids.to_arrow())
+        self._found = SortedIds(self.ids.to_arrow())
         self._times = rows["_us"].to_numpy()
         named = rows.select(pl.col(name).cast(kind).alias(f"{view.name}__{name}") for name, kind in types.items())
         self.frame = pl.concat([named, pl.DataFrame({name: [None] for name in named.columns}, schema=named.schema)])
@@ -94,8 +98,8 @@ class PlainRows:
         return rows
 
 
-class _Sorted:
-    """Ids in ascending order, to be found."""
+class SortedIds:
+    """Ids in ascending order, integers or strings, to be found."""
 
     def __init__(self, ids: pa.Array) -> None:
         self._integer = pa.types.is_integer(ids.type)
@@ -103,6 +107,7 @@ class _Sorted:
         self._numbers = ids.to_numpy() if self._integer else None
 
     def rows(self, asked: pa.Array) -> np.ndarray:
+        """Return where each id stands, int64 [N]; -1 for those that are not among them."""
         if not len(self._ids):
             return np.full(len(asked), -1, np.int64)
         if self._numbers is not None:
@@ -185,12 +190,23 @@ class UserRows:
                 )
             self._readers[name] = EmbeddingReader(store, name, "embedding")
 
+    @property
+    def columns(self) -> list[str]:
+        """Plain features that are read, as ``<view>__<feature>``."""
+        return [feature.replace(":", "__", 1) for feature in self._features]
+
     def plain(self, ids: list[Any], now: int) -> pl.DataFrame:
         """Return R users: ``user_id`` and plain features ``<view>__<feature>``, null where no row may be read now."""
         if not self._features:
             return pl.DataFrame({"user_id": ids})
         asked = [{"user_id": user} for user in ids]
-        found = self._store.get_online_features(self._features, asked, full_feature_names=True).to_dict()
+        try:
+            found = self._store.get_online_features(self._features, asked, full_feature_names=True).to_dict()
+        except HeadwaterError:
+            raise
+        except Exception as error:  # each store has errors of its own
+            message = f"The online store does not answer for users ({type(error).__name__}: {error}). Start it again."
+            raise OnlineStoreError(message) from error
         columns = [pl.Series("user_id", ids)]
         for view in self._plain:
             # Feast enforces no time to live online; every row carries its clock as a feature.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,18 +18,21 @@ import sqlalchemy as sa
 
 from feature_repo import ledger_tables as tables
 from feature_repo import releases
-from feature_repo.contracts.errors import NotFoundError, NotReadyError
+from feature_repo.contracts.errors import ConfigError, NotFoundError, NotReadyError
 from feature_repo.contracts.naming import ENTITIES, embedding_view
 from feature_repo.contracts.types import Release, Snapshot, View
 from jobs import item_index
 from jobs.release import check_parts
 from jobs.serving.candidates import Candidates
+from jobs.serving.inputs import RankerInputs
 from jobs.serving.rankers import Rows, ServedRanker
 from jobs.serving.rows import NEVER, PlainRows, UserRows, VectorRows, Vectors, micros
 from jobs.workspace import Workspace
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -64,26 +68,28 @@ class Served:
     items: dict[str, VectorRows]
     users: UserRows
     rankers: dict[str, ServedRanker]
-    codes: dict[str, dict[str, dict[str, np.ndarray]]]
+    inputs: dict[str, RankerInputs]
     candidates: Candidates | None
 
-    def rows(self, questions: Sequence[Question], now: datetime, views: Sequence[str]) -> Rows:
-        """Read the features of every candidate of every question.
+    def rows(self, questions: Sequence[Question], now: datetime, read: Mapping[str, Vectors] | None = None) -> Rows:
+        """Read the features of every candidate of every question, vectors of all views that ranking needs.
 
         Parameters
         ----------
-        views
-            Embedding views to read.
+        read
+            Vectors of the users that have been read already, by view.
         """
         clock = micros(now)
         who = np.repeat(np.arange(len(questions)), [len(question.item_ids) for question in questions])
         kind = pa.int64() if self.integer_ids else pa.string()
         items = pa.array([item for question in questions for item in question.item_ids], kind)
         users = [question.user_id for question in questions]
-        vectors = {
-            view: self.users.vectors(view, users, now) if view.startswith("user") else self.items[view].read(items, now)
-            for view in views
-        }
+        vectors = dict(read or {})
+        for view in self.ranking_views:
+            if view.startswith("item"):
+                vectors[view] = self.items[view].read(items, now)
+            elif view not in vectors:
+                vectors[view] = self.users.vectors(view, users, now)
         return Rows(
             moment=clock,
             who=who,
@@ -96,9 +102,9 @@ class Served:
 
     def score(self, rows: Rows) -> dict[str, np.ndarray]:
         """Return every ranker's probabilities by its task, float64 [N] each."""
-        return {task: ranker.score(rows, self.codes[task]) for task, ranker in self.rankers.items()}
+        return {task: ranker.score(rows, self.inputs[task]) for task, ranker in self.rankers.items()}
 
-    @property
+    @cached_property
     def ranking_views(self) -> list[str]:
         """Embedding views that the rankers read, and those of the index."""
         views = {view for ranker in self.rankers.values() for view in ranker.views}
@@ -127,6 +133,8 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
+    if isinstance(value, int | float) and abs(value) > _LARGEST:
+        raise ConfigError(f"A number of the context is beyond {_LARGEST:.2g}, the largest that the models read.")
     return float(value) if isinstance(value, int | float) else None
 
 
@@ -188,6 +196,7 @@ def load(ws: Workspace, store: FeatureStore, now: datetime) -> Served:
         [view for view in plain_views if view.entity == "user" and visible.get(view.name)],
         {view: spaces[view] for view in read},
     )
+    integer_ids = records[next(iter(spaces))].id_type == "int64"
     candidates = None
     if release.index is not None:
         latest = visible[embedding_view("item", release.index["version"])][-1]
@@ -195,14 +204,14 @@ def load(ws: Workspace, store: FeatureStore, now: datetime) -> Served:
     return Served(
         key=key,
         release=release,
-        integer_ids=records[next(iter(spaces))].id_type == "int64",
+        integer_ids=integer_ids,
         snapshots={name: visible[name][-1].snapshot_id for name in [*plain, *items]},
         until=min([rows.until for rows in plain.values()], default=NEVER),
         plain=plain,
         items=items,
         users=users,
         rankers=rankers,
-        codes={task: ranker.codes(plain) for task, ranker in rankers.items()},
+        inputs={task: ranker.inputs(plain, users.columns, integer_ids=integer_ids) for task, ranker in rankers.items()},
         candidates=candidates,
     )
 

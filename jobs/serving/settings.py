@@ -26,6 +26,7 @@ class ServeSettings(BaseModel):
     now: AwareDatetime | None = Field(None, description="moment to serve at; null: the wall clock")
     token: SecretStr | None = Field(None, description="what a request must carry as its bearer token")
     timeout_s: float = Field(2.0, gt=0, description="longest time to an answer")
+    body_s: float = Field(5.0, gt=0, description="longest time that a request's body may take to arrive")
     queue: int = Field(256, ge=1, description="requests that may wait")
     max_candidates: int = Field(1_000, ge=1, le=MOST_CANDIDATES)
     max_body_kb: int = Field(256, ge=1)

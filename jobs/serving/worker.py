@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +20,7 @@ from feature_repo.contracts.errors import BusyError, NotFoundError
 from feature_repo.contracts.naming import embedding_view
 from jobs.serving.formula import Formula
 from jobs.serving.rankers import Rows
+from jobs.serving.rows import Vectors
 from jobs.serving.served import Question, Served
 from jobs.serving.settings import ServeSettings
 
@@ -181,14 +182,15 @@ def compute(served: Served, tasks: Sequence[Task], settings: ServeSettings) -> l
     if not tasks:
         return []
     now = settings.moment()
-    found = _retrieve(served, tasks, now)
+    users = _users(served, tasks, now)
+    found = _retrieve(served, tasks, users)
     places = [number for number, task in enumerate(tasks) if task.rank]
     scored: dict[int, tuple[Rows, np.ndarray, dict[str, np.ndarray]]] = {}
     if places:
         if not served.rankers:
             raise NotFoundError("The release holds no ranker. Release one, or ask /v1/retrieve.")
         questions = [Question(tasks[at].user_id, found[at][0], tasks[at].context) for at in places]
-        rows = served.rows(questions, now, served.ranking_views)
+        rows = served.rows(questions, now, {view: vectors.take(places) for view, vectors in users.items()})
         scores = served.score(rows)
         scores["similarity"] = _similarity(served, rows)
         for number, at in enumerate(places):
@@ -227,7 +229,17 @@ def _similarity(served: Served, rows: Rows) -> np.ndarray:
     return np.where(users.found[rows.who] & items.found, products, 0.0)
 
 
-def _retrieve(served: Served, tasks: Sequence[Task], now: datetime) -> list[tuple[list[Any], np.ndarray, str | None]]:
+def _users(served: Served, tasks: Sequence[Task], now: datetime) -> dict[str, Vectors]:
+    """Return every task's user in the space of the index, by view: retrieval and ranking share what is read."""
+    if served.index_version is None:
+        return {}
+    view = embedding_view("user", served.index_version)
+    return {view: served.users.vectors(view, [task.user_id for task in tasks], now)}
+
+
+def _retrieve(
+    served: Served, tasks: Sequence[Task], known: Mapping[str, Vectors]
+) -> list[tuple[list[Any], np.ndarray, str | None]]:
     """Return each task's items, their similarity and whether the user was unknown."""
     found: list[tuple[list[Any], np.ndarray, str | None]] = [
         (list(task.item_ids), np.zeros(len(task.item_ids)), None) for task in tasks
@@ -240,7 +252,7 @@ def _retrieve(served: Served, tasks: Sequence[Task], now: datetime) -> list[tupl
         raise NotFoundError(
             "The release holds no item index. Release a retrieval consumer, or bring items to /v1/rank."
         )
-    users = served.users.vectors(embedding_view("user", version), [tasks[at].user_id for at in asking], now)
+    users = known[embedding_view("user", version)].take(asking)
     space = served.release.versions[version]
     most = [(tasks[at].retrieve or 0) + len(tasks[at].exclude) for at in asking]
     among = [candidates.among(tasks[at].filters) for at in asking]

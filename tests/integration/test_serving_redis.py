@@ -1,0 +1,114 @@
+"""Serving with users in Redis: a real server, killed, frozen and started again while requests come in."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+import jobs.store
+from jobs import audit
+from jobs.serving.background import free_port, serving
+from tests.integration.http_client import call
+from tests.integration.small_server import USERS, settings, small_home
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Server:
+    """A Redis server that writes every command to its file, so that it comes back with what it had."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
+        self._command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        end = time.monotonic() + 20
+        while True:
+            try:
+                redis.Redis(port=self.port).ping()
+                return
+            except redis.ConnectionError:
+                assert time.monotonic() < end, "redis-server does not answer"
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Start one, and let the profile for Redis name it."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (apt-get install redis-server)")
+    found = Server(tmp_path)
+    profile = yaml.safe_load((jobs.store.REPOSITORY / "profiles" / "redis.yaml").read_text(encoding="utf-8"))
+    profile["online_store"]["connection_string"] = f"127.0.0.1:{found.port}"
+    (tmp_path / "redis.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    monkeypatch.setattr(jobs.store, "_settings_file", lambda: tmp_path / "redis.yaml")
+    found.start()
+    yield found
+    found.kill()
+
+
+def test_redis_goes_away_and_comes_back(server: Server, tmp_path: Path) -> None:
+    ws = small_home(tmp_path / "home")
+    with serving(settings(ws, timeout_s=2.0)) as url:
+        expected = {user: ask(url, user)[1]["items"] for user in range(USERS)}
+        assert all(len(items) == 5 for items in expected.values())
+        answers: list[tuple[int, int, Any]] = []
+        stop = threading.Event()
+
+        def keep_asking() -> None:
+            while not stop.is_set():
+                user = len(answers) % USERS
+                answers.append((user, *ask(url, user)))
+
+        thread = threading.Thread(target=keep_asking)
+        thread.start()
+        wait_for(answers, 200)
+        server.kill()
+        wait_for(answers, 503)
+        server.start()
+        wait_for(answers, 200)
+        # One that hangs is worse than one that is gone: requests end in time all the same.
+        server.process.send_signal(signal.SIGSTOP)
+        wait_for(answers, 504)
+        server.process.send_signal(signal.SIGCONT)
+        wait_for(answers, 200)
+        stop.set()
+        thread.join()
+    assert {status for _, status, _ in answers} == {200, 503, 504}
+    for user, status, answer in answers:
+        if status == 200:
+            assert answer["fallback"] is None
+            for item, wanted in zip(answer["items"], expected[user], strict=True):
+                assert item == pytest.approx(wanted)
+        elif status == 503:
+            assert answer["error"]["code"] == "unavailable" and "store" in answer["error"]["message"]
+    result = audit.run(ws)
+    assert result.passed and result.rows_exact == result.rows > 0
+
+
+def ask(url: str, user: int) -> tuple[int, Any]:
+    return call(f"{url}/v1/recommend", {"user_id": user, "k": 5, "candidates": 50, "context": {"hour": 9}})
+
+
+def wait_for(answers: list[tuple[int, int, Any]], status: int) -> None:
+    """Wait for an answer of some status that is given from here on."""
+    seen, end = len(answers), time.monotonic() + 40
+    while not any(found == status for _, found, _ in answers[seen + 1 :]):
+        assert time.monotonic() < end, (status, answers[-1:])
+        time.sleep(0.02)
