@@ -4,7 +4,9 @@ The server runs in a process of its own, on one core; the client keeps one conne
 another. Read: the vectors of so many items, by ours (/v1/embeddings), by Feast's Python feature server on the same
 SQLite store, and by a FastAPI route that looks at nothing and answers with as many bytes (the floor). Recommend:
 500 retrieved of 20,000 items and ranked by two models, best 20 answered; its floor is what the two models take for 500
-ready rows. Retrieve: 100 of a million clustered vectors by the index alone; its floor is exact search.
+ready rows, in a process that does nothing else and also times the stages of a request; the bare route is a FastAPI
+route that answers the same request with ready bytes. Retrieve: 100 of a million clustered vectors by the index alone;
+its floor is exact search.
 """
 
 from __future__ import annotations
@@ -136,17 +138,16 @@ def _asking(connection: http.client.HTTPConnection, path: str, bodies: list[Any]
 
 def recommend(root: Path, timed: Callable[..., dict[str, float]]) -> list[dict[str, Any]]:
     """Measure retrieve 500, rank 500 over HTTP, and the bare models."""
-    with server("ours", root) as connection:
-        taken = timed(
-            lambda call: post(
-                connection,
-                "/v1/recommend",
-                {"user_id": call * 7 % USERS, "k": 20, "candidates": 500, "context": {"hour": 9}},
-            ),
-            CALLS,
-        )
     common = {"what": "recommend", "store": "sqlite", "size": 500}
-    rows = [{**common, "engine": "ours", **taken, "rows_per_s": 500 / taken["p50_ms"] * 1e3}]
+    rows = []
+    for engine, name in (("ours", "ours"), ("floor", "bare route")):
+        with server(engine, root) as connection:
+            bodies = [
+                {"user_id": user * 7 % USERS, "k": 20, "candidates": 500, "context": {"hour": 9}}
+                for user in range(CALLS)
+            ]
+            taken = timed(_asking(connection, "/v1/recommend", bodies), 2 * CALLS)
+        rows.append({**common, "engine": name, **taken, "rows_per_s": 500 / taken["p50_ms"] * 1e3})
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.online_http", "--models", "--home", str(root)],
         capture_output=True,
@@ -160,8 +161,8 @@ def recommend(root: Path, timed: Callable[..., dict[str, float]]) -> list[dict[s
     return rows
 
 
-def models(root: Path) -> dict[str, float]:
-    """Return how long the two models take for 500 rows that are ready, alone in this process."""
+def models(root: Path) -> dict[str, Any]:
+    """Return how long the two models take for 500 rows that are ready, and the stages of a request, alone in here."""
     from benchmarks.online import timed
     from jobs.serving.holder import Holder
     from jobs.serving.served import Question
@@ -182,7 +183,34 @@ def models(root: Path) -> dict[str, float]:
         for model, batch in ready:
             model(batch)
 
-    return timed(both, CALLS)
+    return {**timed(both, CALLS), "stages_ms": stages(served, timed)}
+
+
+def stages(served: Any, timed: Callable[..., dict[str, float]]) -> dict[str, float]:
+    """Return the p50 of each stage of a request, in the order that it takes them."""
+    from jobs.serving import worker
+    from jobs.serving.served import Question
+    from jobs.serving.settings import ServeSettings
+    from jobs.serving.worker import Task
+
+    now, clock = online_home.NOW, int(online_home.NOW.timestamp() * 1e6)
+    settings = ServeSettings(home=Path(), now=now)
+    tasks = [[Task(user, retrieve=500, keep=20, context={"hour": 9})] for user in range(100)]
+    users = [worker._users(served, task, now) for task in tasks]
+    found = [worker._retrieve(served, task, known)[0][0] for task, known in zip(tasks, users, strict=True)]
+    rows = [served.rows([Question(user, items, {"hour": 9})], now) for user, items in enumerate(found)]
+    calls: dict[str, Callable[[int], Any]] = {
+        "user vector from SQLite": lambda call: worker._users(served, tasks[call % 100], now),
+        "index search": lambda call: worker._retrieve(served, tasks[call % 100], users[call % 100]),
+        "user features by Feast": lambda call: served.users.plain([call % 100], clock),
+        "all rows, users' features among them": lambda call: served.rows(
+            [Question(call % 100, found[call % 100], {"hour": 9})], now, users[call % 100]
+        ),
+        "tensors of both models": lambda call: [inputs.batch(rows[call % 100]) for inputs in served.inputs.values()],
+        "tensors and both models": lambda call: served.score(rows[call % 100]),
+        "all of it without HTTP": lambda call: worker.compute(served, tasks[call % 100], settings),
+    }
+    return {name: timed(call, CALLS)["p50_ms"] for name, call in calls.items()}
 
 
 def retrieval(folder: Path, timed: Callable[..., dict[str, float]], size: int = MANY) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -85,7 +86,7 @@ def ask(port: int, seed: int, stop: threading.Event, tally: Tally) -> None:
             connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
             answer = connection.getresponse()
             text, status = answer.read(), str(answer.status)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             connection.close()
             text, status = b"", type(error).__name__
         tally.milliseconds.setdefault(path, []).append((time.perf_counter() - started) * 1e3)
@@ -109,29 +110,36 @@ def served(root: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     options = ["--home", str(root), "--port", str(port), "--workers", str(WORKERS), "--timeout", "20"]
     options += ["--now", online_home.NOW.isoformat(), "--log-sample", "0.05"]
     command = [sys.executable, "-c", "from jobs.cli import main; main()", "serve", *options]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_ready(port, process)
         yield process
-    finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until every worker is likely to have loaded: many probes in a row, each on a connection of its own."""
-    ready, end = 0, time.monotonic() + 300
-    while ready < 20 * WORKERS:
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/readyz")
-            ready = ready + 1 if connection.getresponse().status == 200 else 0
-            connection.close()
-        except OSError:
-            ready = 0
+    """Wait until every worker has loaded the release; each counts that once, and any of them knows the sum."""
+    loaded, end = 0.0, time.monotonic() + 300
+    while loaded < WORKERS:
         if time.monotonic() > end or process.poll() is not None:
             raise RuntimeError("the server did not get ready")
-        time.sleep(0.05 if ready else 0.3)
+        time.sleep(0.3)
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("GET", "/metrics")
+            found = re.search(
+                r"^headwater_switches_total (\S+)$", connection.getresponse().read().decode(), re.MULTILINE
+            )
+            loaded = float(found[1]) if found else 0.0
+            connection.close()
+        except OSError:
+            continue
 
 
 def private_mb(pid: int) -> float:
@@ -176,17 +184,19 @@ def run(seconds: float) -> dict[str, Any]:
                 thread.start()
             changes, memory = [(0.25, "refresh"), (0.5, "promotion"), (0.75, "rollback")], []
             happened = []
-            while time.monotonic() - started < seconds:
-                if changes and time.monotonic() - started > changes[0][0] * seconds:
-                    what = changes.pop(0)[1]
-                    began = time.monotonic()
-                    change(ws, what)
-                    happened.append({"what": what, "at_s": began - started, "took_s": time.monotonic() - began})
-                memory.append({"at_s": time.monotonic() - started, "private_mb": private_mb(process.pid)})
-                time.sleep(2)
-            stop.set()
-            for thread in threads:
-                thread.join()
+            try:
+                while time.monotonic() - started < seconds:
+                    if changes and time.monotonic() - started > changes[0][0] * seconds:
+                        what = changes.pop(0)[1]
+                        began = time.monotonic()
+                        change(ws, what)
+                        happened.append({"what": what, "at_s": began - started, "took_s": time.monotonic() - began})
+                    memory.append({"at_s": time.monotonic() - started, "private_mb": private_mb(process.pid)})
+                    time.sleep(2)
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join()
             elapsed = time.monotonic() - started
         return {
             "seconds": elapsed,
@@ -210,10 +220,22 @@ def run(seconds: float) -> dict[str, Any]:
                 for values in [np.concatenate([tally.milliseconds.get(path, []) for tally in tallies])]
             },
             "changes": happened,
+            "memory_settled_mb": settled(memory, seconds),
             "memory": memory,
             "problems": [problem for tally in tallies for problem in tally.problems][:20],
             "audit": audited(ws),
         }
+
+
+def settled(memory: list[dict[str, float]], seconds: float) -> dict[str, float]:
+    """Return private memory, in MB, before the first change and at the end; the same release is served then."""
+    import statistics
+
+    spans = {"before": (0.1, 0.25), "after": (0.85, 1.0)}
+    return {
+        name: statistics.median(m["private_mb"] for m in memory if first <= m["at_s"] / seconds <= last)
+        for name, (first, last) in spans.items()
+    }
 
 
 def audited(ws: Workspace) -> dict[str, Any]:
@@ -235,10 +257,12 @@ def main() -> None:
     print(json.dumps({name: value for name, value in found.items() if name != "memory"}, indent=1))
     memory = [item["private_mb"] for item in found["memory"]]
     print(f"private memory, MB: first {memory[0]:.0f}, largest {max(memory):.0f}, last {memory[-1]:.0f}")
+    audit = found["audit"]
+    wrong = sum(audit[kind] for kind in ("different", "missing", "extra", "early", "scores"))
     if arguments.seconds >= 300:
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if found["failed"] or found["mixed"]:
-        sys.exit("requests failed or answers were mixed")
+    if found["failed"] or found["mixed"] or wrong:
+        sys.exit(f"{found['failed']} requests failed, {found['mixed']} answers were mixed, {wrong} rows are wrong")
 
 
 if __name__ == "__main__":

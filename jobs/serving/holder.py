@@ -40,6 +40,7 @@ class Holder:
         self._settings, self._warm, self._switched = settings, warm, switched
         self._served: Served | None = None
         self.problem: str | None = "The release is being loaded."
+        self._unsettled = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="holder", daemon=True)
         self._workspace = Workspace.open(settings.home)
@@ -69,11 +70,13 @@ class Holder:
         held = self._served
         if held is not None and held.key == current_key(self._workspace, now) and micros(now) < held.until:
             self.problem = None
+            if self._unsettled:
+                _settle()
+                self._unsettled = False
             return False
         fresh = load(self._workspace, self._store(), now)
         self._warm(fresh)
-        self._served, self.problem = fresh, None
-        _settle()
+        self._served, self.problem, self._unsettled = fresh, None, True
         self._switched(fresh)
         logger.info("serving %s", fresh.release.name)
         return True
@@ -119,7 +122,11 @@ class Holder:
 
 
 def _settle() -> None:
-    """Take what is loaded out of the garbage collector's sight: to walk it all took a third of a second of requests."""
+    """Free the release that was replaced, and take what is loaded out of the garbage collector's sight.
+
+    To walk all of it takes a third of a second, in which no request is answered: better once per switch, a look at the
+    pointer later, when nobody holds the old release any more, than whenever Python chooses.
+    """
     gc.unfreeze()
     gc.collect()
     gc.freeze()

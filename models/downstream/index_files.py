@@ -95,7 +95,9 @@ def save_index(
         notes = {**notes, "recall_at_100": recall, "queries": len(chosen), "search_depth": index.depth}
     folder.mkdir(parents=True, exist_ok=True)
     faiss.write_index(index._index, str(folder / INDEX_FILE))
-    np.save(folder / IDS_FILE, np.asarray(ids), allow_pickle=False)
+    listed = np.asarray(ids)
+    # Text comes as objects from a data frame, and those would be pickled.
+    np.save(folder / IDS_FILE, listed.astype(np.str_) if listed.dtype == object else listed, allow_pickle=False)
     content = {**notes, "space_id": space_id, "kind": index.kind, "items": len(index)}
     (folder / NOTES_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
