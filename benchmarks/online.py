@@ -1,7 +1,8 @@
 """How fast vectors get into an online store and out of it: ours beside Feast's, and the floor, in one run.
 
     python -m benchmarks.online --small      # a minute: 20,000 rows only
-    make bench-online                        # the sizes of the documentation, about half an hour
+    make bench-online                        # the sizes of the documentation, a quarter of an hour
+    python -m benchmarks.online --table      # write the tables of docs/online.md anew from the results
 
 Each engine runs in a process of its own. Redis is a server of the benchmark's own that keeps nothing on disk and is
 emptied before each engine; SQLite is a file. Materialization is wall time of ``store.materialize`` of one view with
@@ -35,6 +36,9 @@ from benchmarks import online_http
 from benchmarks.online_engines import LOADERS, READERS, prepare
 
 RESULTS = Path(__file__).parent / "results" / "online.json"
+PAGE = Path(__file__).parent.parent / "docs" / "online.md"
+BEGIN, END = "<!-- made by benchmarks/online.py -->\n", "<!-- end -->\n"
+MEASURED = ("p50_ms", "p99_ms", "rows_per_s", "peak_rss_gb")
 CANDIDATES = (1, 100, 500, 1_000)
 READ_ROWS = 20_000
 FEAST_CALLS, CALLS = 100, 500
@@ -65,7 +69,7 @@ def peak_gb() -> float:
 
 
 def timed(call: Callable[[int], Any], calls: int) -> dict[str, float]:
-    """Return percentiles of single calls, in milliseconds."""
+    """Return percentiles of single calls, in milliseconds, and how many were answered per second, one after another."""
     import numpy as np
 
     for number in range(10):
@@ -75,7 +79,8 @@ def timed(call: Callable[[int], Any], calls: int) -> dict[str, float]:
         started = time.perf_counter()
         call(number)
         taken.append((time.perf_counter() - started) * 1e3)
-    return {"p50_ms": float(np.percentile(taken, 50)), "p99_ms": float(np.percentile(taken, 99))}
+    percentiles = {"p50_ms": float(np.percentile(taken, 50)), "p99_ms": float(np.percentile(taken, 99))}
+    return {**percentiles, "calls_per_s": calls / sum(taken) * 1e3}
 
 
 def one(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -93,8 +98,7 @@ def one(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         found = []
         for size in CANDIDATES:
             taken = timed(prepared(size), FEAST_CALLS if arguments.engine == "feast" else CALLS)
-            rate = {"rows_per_s": size / taken["p50_ms"] * 1e3, "peak_rss_gb": peak_gb()}
-            found.append({"size": size, **taken, **rate})
+            found.append({"size": size, **taken, "peak_rss_gb": peak_gb()})
         return found
 
 
@@ -119,6 +123,10 @@ def in_own_process(what: str, store: str, size: int, engine: str, folder: Path, 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add how many times faster than Feast, and how many times slower than the floor, each row is."""
     for row in rows:
+        if "calls_per_s" in row:
+            # The index answers one question per call, whatever its size.
+            row["rows_per_s"] = row["calls_per_s"] * (1 if row["what"] == "retrieve" else row["size"])
+        row |= {name: row.get(name) for name in MEASURED}
         peers = {
             peer["engine"]: peer for peer in rows if all(peer[name] == row[name] for name in ("what", "store", "size"))
         }
@@ -148,6 +156,47 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Return the targets with what was reached, as a Markdown table."""
+
+    def of(what: str, store: str, size: int, engine: str, value: str) -> float | None:
+        wanted = {"what": what, "store": store, "size": size, "engine": engine}
+        found: Iterator[Any] = (row.get(value) for row in rows if wanted.items() <= row.items())
+        return next(found, None)
+
+    ratio = "ratio_to_feast"
+    lines = [
+        ("load 20,000 into SQLite, x Feast", "15", of("materialize", "sqlite", 20_000, "ours", ratio), ".1f"),
+        ("load 1,000,000 into SQLite, x Feast", "15", of("materialize", "sqlite", 1_000_000, "ours", ratio), ".1f"),
+        ("load 20,000 into Redis, x Feast", "10", of("materialize", "redis", 20_000, "ours", ratio), ".1f"),
+        ("load 1,000,000 into Redis, x Feast", "10", of("materialize", "redis", 1_000_000, "ours", ratio), ".1f"),
+        ("read 500 from Redis, x Feast's SDK", "6", of("read", "redis", 500, "ours", ratio), ".1f"),
+        ("read 500 from SQLite, x Feast's SDK", "-", of("read", "sqlite", 500, "ours", ratio), ".1f"),
+        ("read 500 from the bank, p50, ms", "under 1", of("read", "redis", 500, "ours, bank", "p50_ms"), ".2f"),
+        ("read 500 over HTTP, x Feast's server", "-", of("http read", "sqlite", 500, "ours", ratio), ".1f"),
+        ("recommend, p99, ms", "under 25", of("recommend", "sqlite", 500, "ours", "p99_ms"), ".1f"),
+        ("the two models alone, p99, ms", "-", of("recommend", "sqlite", 500, "floor", "p99_ms"), ".1f"),
+        ("recall@100 at 1,000,000 items", "0.98", of("retrieve", "index", 1_000_000, "ours", "recall_at_100"), ".4f"),
+        ("100 of 1,000,000 items, p50, ms", "-", of("retrieve", "index", 1_000_000, "ours", "p50_ms"), ".2f"),
+        ("the same by exact search, p50, ms", "-", of("retrieve", "index", 1_000_000, "floor", "p50_ms"), ".2f"),
+        ("its index built, s", "-", of("retrieve", "index", 1_000_000, "ours", "build_s"), ".0f"),
+    ]
+    texts = [
+        f"| {what} | {target} | {'not measured' if value is None else format(value, form)} |"
+        for what, target, value, form in lines
+    ]
+    return "\n".join(["| what | target | reached |", "|---|---:|---:|", *texts])
+
+
+def write_page(rows: list[dict[str, Any]]) -> None:
+    """Write the tables of the documentation anew."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise SystemExit(f"{PAGE} lacks the lines {BEGIN!r} and {END!r} between which its tables stand.")
+    PAGE.write_text(f"{before}{BEGIN}\n{summary(rows)}\n\n{table(rows)}\n\n{END}{after}", encoding="utf-8")
+
+
 def run(sizes: list[int]) -> list[dict[str, Any]]:
     """Run every engine, one after another."""
     rows: list[dict[str, Any]] = []
@@ -171,6 +220,7 @@ def main() -> None:
     """Measure, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="20,000 rows only, and write nothing")
+    parser.add_argument("--table", action="store_true", help="measure nothing, write the documentation's tables anew")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     for name, kind in (("what", str), ("store", str), ("size", int), ("engine", str), ("folder", str), ("port", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
@@ -178,10 +228,14 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(one(arguments)))
         return
+    if arguments.table:
+        write_page(with_ratios(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        return
     rows = run([20_000] if arguments.small else [20_000, 1_000_000])
-    print(table(rows))
+    print(f"{summary(rows)}\n\n{table(rows)}")
     if not arguments.small:
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_page(rows)
 
 
 if __name__ == "__main__":

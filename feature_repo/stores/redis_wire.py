@@ -133,6 +133,11 @@ def _remedy(message: str, error: BaseException | None = None) -> str:
         sign in message for sign in ("NOAUTH", "WRONGPASS", "NOPERM", "AUTH")
     ):
         return "Correct username and password in online_store.connection_string (host:port,username=...,password=...)."
+    if isinstance(error, (TimeoutError, redis.TimeoutError)):
+        return (
+            "It took longer than socket_timeout in online_store.connection_string allows: allow more, or wait until it "
+            "is less busy, and run the command again."
+        )
     if "OOM" in message:
         return "Give Redis more memory (maxmemory) or shorten key_ttl_seconds, and run the command again."
     if "LOADING" in message:

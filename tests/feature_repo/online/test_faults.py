@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -27,12 +28,12 @@ COUNT = 500
 ENGINE = {"type": OURS, "chunk_mb": 0.002, "wait_seconds": 0.2}
 
 
-def shop(folder: Path, online: dict[str, Any]) -> tuple[Any, np.ndarray]:
+def shop(folder: Path, online: dict[str, Any], engine: dict[str, Any] = ENGINE) -> tuple[Any, np.ndarray]:
     """Return a store with one view that is not loaded yet, and its vectors."""
     numbers = np.random.default_rng(1).normal(size=(COUNT, 8)).astype(np.float32)
     table = rows({"item_id": pa.array(range(COUNT)), "vector": pa.array(list(numbers), pa.list_(pa.float32()))})
     path = written(folder / "a.parquet", table)
-    return store_of(folder / "s", online, ENGINE, [view_of(path, {"vector": "vector"})]), numbers
+    return store_of(folder / "s", online, engine, [view_of(path, {"vector": "vector"})]), numbers
 
 
 def redis_online(server: RedisServer, extra: str = "") -> dict[str, Any]:
@@ -125,6 +126,41 @@ def test_redis_killed_and_restarted_during_reads(tmp_path: Path, own_redis: Redi
     thread.join()
     assert seen[0] >= before + 5
     assert all("Redis at 127.0.0.1" in error for error in errors)
+
+
+def test_a_slow_redis(tmp_path: Path, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_redis.start()
+    store, numbers = shop(tmp_path, redis_online(own_redis, ",socket_timeout=0.5"))
+    load(store)
+    reader = EmbeddingReader(store, "view", "vector")
+    reader.read([3], NOW)
+    with own_redis.asleep():
+        for _ in range(2):
+            with pytest.raises(OnlineStoreError, match=r"Redis at 127\.0\.0\.1:\d+.*longer than socket_timeout"):
+                reader.read([1], NOW)
+    # The answers to what was given up are no answers to this.
+    assert np.array_equal(reader.read(range(COUNT), NOW).vectors, numbers)
+    fresh, _ = shop(tmp_path / "again", redis_online(own_redis, ",db=1,socket_timeout=0.5"))
+    with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
+        break_after(patch, RedisWriter, 3, lambda: stack.enter_context(own_redis.asleep()))
+        with pytest.raises(OnlineStoreError, match=r"longer than socket_timeout.*run the command again"):
+            load(fresh)
+    assert watermark(fresh) is None
+    load(fresh)
+    answer = EmbeddingReader(fresh, "view", "vector").read(range(COUNT), NOW)
+    assert answer.found.all() and np.array_equal(answer.vectors, numbers)
+
+
+def test_a_slow_sqlite_is_waited_for(tmp_path: Path) -> None:
+    store, numbers = shop(tmp_path, {"type": "sqlite"}, {**ENGINE, "wait_seconds": 30.0})
+    other = sqlite3.connect(tmp_path / "s" / "online.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    timer = threading.Timer(1.0, lambda: other.execute("ROLLBACK"))
+    timer.start()
+    load(store)
+    timer.join()
+    other.close()
+    assert np.array_equal(EmbeddingReader(store, "view", "vector").read(range(COUNT), NOW).vectors, numbers)
 
 
 def test_wrong_credentials(tmp_path: Path, own_redis: RedisServer) -> None:

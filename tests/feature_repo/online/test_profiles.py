@@ -36,7 +36,7 @@ def test_the_profile_is_chosen_by_the_environment(tmp_path: Path, monkeypatch: p
     assert config.online_store.type == "feature_repo.stores.spaces_redis.SpaceRedisOnlineStore"
     assert config.registry.path == str(tmp_path / "feast" / "registry-redis.db")
     monkeypatch.setenv("HEADWATER_PROFILE", "paper")
-    with pytest.raises(ConfigError, match="there are redis"):
+    with pytest.raises(ConfigError, match="there are postgres, redis"):
         jobs.store.open_store(Home(tmp_path))
 
 
