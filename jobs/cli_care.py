@@ -38,7 +38,12 @@ def doctor(
 
 @app.command()
 def lineage(
-    name: Annotated[str, typer.Argument(help="Version, space, snapshot, view, consumer, release, fingerprint.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name or path: version, space, snapshot, view, training set, consumer, index, bridge, release, log."
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="OpenLineage events of everything involved.")] = False,
     home: HomeOption = HOME,
 ) -> None:

@@ -163,7 +163,7 @@ def _add_snapshots(found: Graph, ws: Workspace, snapshots: list[Snapshot]) -> No
     for item in snapshots:
         told = ({"events": logs[0]} if len(logs) == 1 else {}) | _told(ws, item)
         sources = [f"events/{told['events']}"] if "events" in told else []
-        facts: dict[str, Any] = {"as_of": f"{item.as_of:%Y-%m-%d}", "rows": item.rows, "sha256": item.sha256}
+        facts: dict[str, Any] = {"as_of": _moment(item.as_of), "rows": item.rows, "sha256": item.sha256}
         if item.version is not None:
             sources.append(f"version/{item.version}")
             facts["space"] = item.space_id
@@ -177,6 +177,10 @@ def _add_snapshots(found: Graph, ws: Workspace, snapshots: list[Snapshot]) -> No
         if SMOOTHED_WITH in told:
             sources.append(f"snapshot/{told[SMOOTHED_WITH]}")
         found.add(Node("snapshot", item.snapshot_id, item.available_at, facts, item.path), sources)
+
+
+def _moment(as_of: datetime) -> str:
+    return f"{as_of:%Y-%m-%d}" if as_of.hour == as_of.minute == as_of.second == 0 else f"{as_of:%Y-%m-%dT%H:%M:%S}"
 
 
 def _told(ws: Workspace, item: Snapshot) -> dict[str, str]:

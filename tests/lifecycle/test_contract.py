@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from benchmarks.small_home import NOW, SPACES, START, vectors
 from feature_repo.contracts.errors import NotFoundError, SpaceMismatchError
@@ -18,6 +23,7 @@ from feature_repo.stores.bank import ItemBank
 from feature_repo.stores.packed import EmbeddingReader
 from feature_repo.views import feast_objects
 from jobs import release, train_downstream
+from jobs.serving.candidates import Candidates
 from jobs.store import open_store
 from jobs.workspace import Workspace
 from models.downstream.index_files import load_index, save_index
@@ -47,6 +53,39 @@ def test_mixed_reads_are_refused_online_by_plain_feast(online: Workspace) -> Non
     assert both["user_embedding_v1__embedding"][0] is not None
     alone = store.get_online_features(["user_embedding_v1:embedding"], [{"user_id": 100}]).to_dict()
     assert np.array_equal(np.float32(alone["embedding"][0]), vectors("v1", "user", START + timedelta(weeks=3))[0])
+
+
+def test_feast_shows_versions_spaces_freshness_and_owners_and_applying_again_changes_nothing(
+    online: Workspace, tmp_path: Path
+) -> None:
+    """Feast's own command, on the same home folder, finds nothing to change and drops no live view."""
+
+    def registered() -> dict[str, Any]:
+        store = open_store(online.home)
+        found: list[Any] = [*store.list_feature_views(), *store.list_feature_services(), *store.list_entities()]
+        return {item.name: (item, getattr(item, "materialization_intervals", None)) for item in found}
+
+    store = open_store(online.home)
+    service, view = store.get_feature_service("ctr_ranker"), store.get_feature_view("user_embedding_v1")
+    assert service.owner == "downstream team" and view.owner == "me"
+    assert (service.tags["versions"], service.tags["space_ids"]) == ("v1", SPACES["v1"])
+    assert service.tags["upstream_owners"] == "me" and service.tags["event_fingerprints"] == "print"
+    fresh = (START + timedelta(weeks=3)).isoformat()
+    assert service.tags["latest_as_of"] == f"user_embedding_v1={fresh},item_embedding_v1={fresh}"
+    assert (view.tags["version"], view.tags["space_id"], view.tags["latest_as_of"]) == ("v1", SPACES["v1"], fresh)
+    before = registered()
+    assert {f"{entity}_embedding_{version}" for entity in ("user", "item") for version in ("v1", "v2")} <= before.keys()
+    root = Path(__file__).resolve().parents[2]
+    values = yaml.safe_load((root / "feature_repo" / "feature_store.yaml").read_text())
+    values["registry"]["path"] = str(online.home.feast / "registry.db")
+    values["online_store"]["path"] = str(online.home.feast / "online.db")
+    (tmp_path / "store.yaml").write_text(yaml.safe_dump(values))
+    feast = [str(Path(sys.executable).parent / "feast"), "-c", "feature_repo", "-f", str(tmp_path / "store.yaml")]
+    environment = {**os.environ, "HEADWATER_HOME": str(online.home.root)}
+    done = subprocess.run([*feast, "apply"], capture_output=True, text=True, cwd=root, env=environment)
+    assert done.returncode == 0 and "Applying changes for project headwater" in done.stdout, done.stdout + done.stderr
+    assert not [word for word in ("Created", "Updated", "Deleted", "Removing") if word in done.stdout], done.stdout
+    assert registered() == before
 
 
 def test_readers_of_two_spaces_give_no_products(online: Workspace) -> None:
@@ -110,6 +149,10 @@ def test_an_index_is_searched_by_its_own_space_only(tmp_path: Path) -> None:
     assert ids[:, 0].tolist() == [7, 8, 9, 10, 11] and np.allclose(scores[:, 0], 1, atol=1e-5)
     with pytest.raises(SpaceMismatchError, match="item index"):
         index.search(items[:5], 3, space_id="b")
+    online = Candidates(tmp_path / "index", {}, 0)
+    assert online.search(items[:5], "a", 3, None)[0][:, 0].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(SpaceMismatchError, match="the item index and the users that search it"):
+        online.search(items[:5], "b", 3, None)
     with pytest.raises(TypeError, match="space_id"):
         index.search(items[:5], 3)  # type: ignore[call-arg]
     (tmp_path / "index" / "ids.npy").unlink()
