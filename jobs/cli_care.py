@@ -40,9 +40,7 @@ def doctor(
 def lineage(
     name: Annotated[
         str,
-        typer.Argument(
-            help="Name or path: version, space, snapshot, view, training set, consumer, index, bridge, release, log."
-        ),
+        typer.Argument(help="Name or path of any artifact, or the beginning of a log's fingerprint."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="OpenLineage events of everything involved.")] = False,
     home: HomeOption = HOME,
