@@ -105,6 +105,7 @@ def lift(task: str, rows: Sequence[Part]) -> Part:
         "rows": lines,
         "axis": axis,
         "seeds": any(seeds),
+        "shares": any(real(row.get("share_of_possible_gain")) is not None for row in rows),
     }
 
 

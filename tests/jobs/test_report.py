@@ -203,6 +203,14 @@ def test_headline_takes_the_row_named_beforehand_not_the_luckiest(sample: dict[s
     assert headline({}) == "No lift was measured in this run"
 
 
+def test_the_share_of_the_possible_gain_stands_only_where_the_truth_is_known(sample: dict[str, Any]) -> None:
+    assert "possible gain" not in Page(render(sample)).text()
+    known = copy.deepcopy(sample)
+    known["lift"][1]["share_of_possible_gain"] = 0.3141
+    text = Page(render(known)).text()
+    assert "Share of the possible gain" in text and "31.4%" in text
+
+
 def test_hostile_names_are_text(sample: dict[str, Any]) -> None:
     evil = "<script>alert('x')</script>\"><img src=x onerror=y>{{ 7 * 7 }}"
 
