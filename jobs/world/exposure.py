@@ -5,6 +5,7 @@ Legend: S sessions, R requests, N impressions, C candidates, K slots, D latent d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,13 +56,19 @@ class Slots:
     slot: np.ndarray
 
 
+def season_of(config: WorldConfig, day: int) -> float:
+    """Return how busy a day is: weekends are, and there is a wave over the year; about 1 in the mean."""
+    weekend = (config.start.weekday() + day) % 7 >= 5
+    return (1.2 if weekend else 0.92) * (1 + 0.1 * math.sin(2 * math.pi * day / 365))
+
+
 def sessions_of(population: Population, day: int, per_day: float) -> tuple[np.ndarray, np.ndarray]:
     """Draw the sessions of a day.
 
     Parameters
     ----------
     per_day
-        Expected sessions of all users on a day without season.
+        Expected sessions on a day without season on which every user is there.
 
     Returns
     -------
@@ -70,10 +77,8 @@ def sessions_of(population: Population, day: int, per_day: float) -> tuple[np.nd
     """
     config, users = population.config, population.users
     rng = config.generator(SESSIONS, day)
-    weekend = (config.start.weekday() + day) % 7 >= 5
-    season = (1.2 if weekend else 0.92) * (1 + 0.1 * np.sin(2 * np.pi * day / 365))
     here = users.rate * (users.joined <= day)
-    counts = rng.poisson(here * (season * per_day / config.users))
+    counts = rng.poisson(here * (season_of(config, day) * per_day / config.users))
     user = np.repeat(np.arange(config.users), counts)
     evening = rng.random(len(user)) < users.evening[user]
     hour = np.where(evening, rng.normal(20.5, 2.2, len(user)), rng.normal(12.5, 3.0, len(user))) % 24

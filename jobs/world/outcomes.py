@@ -5,6 +5,7 @@ Legend: N impressions, M clicks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,14 @@ class Delay:
 CART = Delay(5 * SECOND, 120 * SECOND, 0.7)
 ONSITE = Delay(60 * SECOND, 1 * HOUR_US, 0.5)
 OFFSITE = Delay(4 * HOUR_US, 3 * DAY_US, 0.8)  # reports come in batches
+
+
+OFFSITE_SHARE = 0.7  # of what moves an on-site conversion
+
+
+def payday(day: float) -> float:
+    """Return what a day adds to the logit of a conversion: wages come at the end of a month."""
+    return 0.2 * math.cos(2 * math.pi * (day - 27) / 30.4)
 
 
 @dataclass(frozen=True)
@@ -129,8 +138,7 @@ def score(population: Population, tastes: Tastes, requests: Requests, slots: Slo
     conversion = users.conversion_bias[user] + items.conversion_quality[item]
     conversion += np.float32(config.conversion_taste) * wanted - 0.35 * dear
     conversion += np.array([place.conversion for place in SURFACES], np.float32)[surface]
-    # Wages come at the end of a month.
-    conversion += np.float32(0.2 * np.cos(2 * np.pi * (day - 27) / 30.4))
+    conversion += np.float32(payday(day))
     examined = np.zeros((len(SURFACES), max(place.slots for place in SURFACES)), np.float32)
     for code, place in enumerate(SURFACES):
         examined[code, : place.slots] = place.examination
@@ -139,7 +147,7 @@ def score(population: Population, tastes: Tastes, requests: Requests, slots: Slo
         examined=examined[surface, slots.slot],
         click=click,
         conversion=conversion,
-        offsite=0.7 * conversion + items.offsite_quality[item],
+        offsite=OFFSITE_SHARE * conversion + items.offsite_quality[item],
     )
 
 

@@ -9,12 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from jobs.world.config import BLOCK, PILOT, RELATED, SESSIONS_PER_BLOCK, SURFACES, WorldConfig
-from jobs.world.exposure import DAY_US, SECOND, Exposure, Requests, Slots, sessions_of
-from jobs.world.outcomes import Followed, Intercepts, Scores, Truth, click_times, follow, score, sigmoid
+from jobs.world.exposure import DAY_US, SECOND, Exposure, Requests, Slots, season_of, sessions_of
+from jobs.world.outcomes import (
+    OFFSITE_SHARE,
+    Followed,
+    Intercepts,
+    Scores,
+    Truth,
+    click_times,
+    follow,
+    payday,
+    score,
+    sigmoid,
+)
 from jobs.world.population import Catalogue, Population, Tastes
 
 PILOT_SESSIONS = 3 * SESSIONS_PER_BLOCK
@@ -81,13 +93,14 @@ class World:
             rows = slice(start, start + SESSIONS_PER_BLOCK)
             yield self._block(catalogue, user[rows], time_us[rows], self.config.generator(BLOCK, day, number))
 
-    @property
+    @cached_property
     def _sessions_per_day(self) -> float:
         """Expected sessions on a day without season if everybody were there, so that the total comes out as asked."""
-        config = self.config
-        # Users that join later are away for half of the time in the mean.
-        there = 1 - 0.5 * config.new_users
-        return config.expected / config.days / self.calibration.impressions_per_session / there
+        config, users = self.config, self.population.users
+        joining = np.bincount(np.ceil(np.maximum(users.joined, 0)).astype(np.int64), users.rate, config.days + 1)
+        there = np.cumsum(joining)[: config.days] / config.users
+        busy = sum(season_of(config, day) * there[day] for day in range(config.days))
+        return float(config.expected / self.calibration.impressions_per_session / busy)
 
     def _block(self, catalogue: Catalogue, user: np.ndarray, time_us: np.ndarray, rng: np.random.Generator) -> Block:
         exposure = Exposure(self.population, self._tastes, catalogue, rng)
@@ -126,8 +139,9 @@ class World:
         click[RELATED] = _click_intercept(more_scores, RELATED)
         second = more_scores.truth(Intercepts(tuple(click), 0.0, 0.0, 0.0))
         clicked = np.concatenate([first.click, second.click]).astype(np.float64)
-        conversion = np.concatenate([scores.conversion, more_scores.conversion]).astype(np.float64)
-        offsite = np.concatenate([scores.offsite, more_scores.offsite]).astype(np.float64)
+        # The rates are meant for a month's mean, and the first day is near payday.
+        conversion = np.concatenate([scores.conversion, more_scores.conversion]).astype(np.float64) - payday(0)
+        offsite = np.concatenate([scores.offsite, more_scores.offsite]).astype(np.float64) - OFFSITE_SHARE * payday(0)
         cart = _solve(conversion, clicked, config.cart_rate)
         carted = clicked * sigmoid(cart + conversion)
         buy = _solve(0.5 * conversion, carted, min(config.onsite_rate / config.cart_rate, 0.999))

@@ -148,7 +148,7 @@ def test_memory_does_not_grow_with_the_impressions(tmp_path: Path) -> None:
 
 
 def test_sizes_and_rates_are_those_of_a_marketplace(folder: Path, shown: pl.DataFrame) -> None:
-    assert abs(shown.height / SMALL.expected - 1) < 0.1
+    assert abs(shown.height / SMALL.expected - 1) < 0.05
     by_surface = shown.group_by("surface").agg(pl.col("click").is_not_null().mean()).to_dict(as_series=False)
     rates = dict(zip(by_surface["surface"], by_surface["click"], strict=True))
     assert set(rates) == {surface.name for surface in SURFACES}
