@@ -14,7 +14,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from feature_repo.contracts.errors import ConfigError
 
 # Raise it with every change that makes the same settings another world: half-written old ones are not gone on with.
-GENERATOR = 1
+GENERATOR = 2
 SESSIONS_PER_BLOCK = 4096
 
 
