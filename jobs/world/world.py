@@ -81,12 +81,12 @@ class World:
     def __init__(self, config: WorldConfig, calibration: Calibration | None = None) -> None:
         self.config = config
         self.population = Population(config)
-        self._tastes = Tastes(self.population)
+        self.tastes = Tastes(self.population)
         self.calibration = calibration or self._pilot()
 
     def day(self, day: int) -> Iterator[Block]:
         """Yield the blocks of a day by time. Days have to be asked for in order; any may be left out."""
-        self._tastes.at(day)
+        self.tastes.at(day)
         catalogue = self.population.catalogue(day)
         user, time_us = sessions_of(self.population, day, self._sessions_per_day)
         for number, start in enumerate(range(0, len(user), SESSIONS_PER_BLOCK)):
@@ -103,7 +103,7 @@ class World:
         return float(config.expected / self.calibration.impressions_per_session / busy)
 
     def _block(self, catalogue: Catalogue, user: np.ndarray, time_us: np.ndarray, rng: np.random.Generator) -> Block:
-        exposure = Exposure(self.population, self._tastes, catalogue, rng)
+        exposure = Exposure(self.population, self.tastes, catalogue, rng)
         shown = self._shown(exposure, exposure.first_requests(user, time_us), rng)
         further = related_requests(self.config, rng, shown, self.population.items.category)
         if len(further.user):
@@ -116,7 +116,7 @@ class World:
 
     def _shown(self, exposure: Exposure, requests: Requests, rng: np.random.Generator) -> Shown:
         slots = exposure.fill(requests)
-        truth = score(self.population, self._tastes, requests, slots).truth(self.calibration.intercepts)
+        truth = score(self.population, self.tastes, requests, slots).truth(self.calibration.intercepts)
         return Shown(requests, slots, truth, click_times(rng, truth, requests.time_us[slots.request]))
 
     def _pilot(self) -> Calibration:
@@ -126,16 +126,16 @@ class World:
         weight = population.users.rate / population.users.rate.sum()
         user = rng.choice(config.users, size=PILOT_SESSIONS, p=weight.astype(np.float64) / weight.sum(dtype=np.float64))
         time_us = np.sort(rng.integers(86_400, size=PILOT_SESSIONS)) * SECOND
-        exposure = Exposure(population, self._tastes, population.catalogue(0), rng)
+        exposure = Exposure(population, self.tastes, population.catalogue(0), rng)
         requests = exposure.first_requests(user, time_us)
         slots = exposure.fill(requests)
-        scores = score(population, self._tastes, requests, slots)
+        scores = score(population, self.tastes, requests, slots)
         click = [_click_intercept(scores, code) for code in range(len(SURFACES))]
         first = scores.truth(Intercepts(tuple(click), 0.0, 0.0, 0.0))
         shown = Shown(requests, slots, first, click_times(rng, first, requests.time_us[slots.request]))
         further = related_requests(config, rng, shown, population.items.category)
         more = exposure.fill(further)
-        more_scores = score(population, self._tastes, further, more)
+        more_scores = score(population, self.tastes, further, more)
         click[RELATED] = _click_intercept(more_scores, RELATED)
         second = more_scores.truth(Intercepts(tuple(click), 0.0, 0.0, 0.0))
         clicked = np.concatenate([first.click, second.click]).astype(np.float64)
