@@ -277,7 +277,7 @@ def _summed(nodes: list[Node]) -> list[dict[str, str]]:
     for view, snapshots in sorted(views.items()):
         moments = sorted(str(node.facts["as_of"]) for node in snapshots)
         span = moments[0] if len(moments) == 1 else f"{moments[0]} to {moments[-1]}"
-        spaces = ", ".join(sorted({str(node.facts["space"]) for node in snapshots if node.facts["space"]}))
+        spaces = ", ".join(sorted({str(node.facts["space"]) for node in snapshots if "space" in node.facts}))
         facts = f"{len(snapshots)} as of {span}" + (f", space: {spaces}" if spaces else "")
         found.append({"kind": "snapshots", "name": view, "facts": facts})
     return found

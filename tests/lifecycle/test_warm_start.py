@@ -65,6 +65,8 @@ def _check_lineage(ws: Workspace, model: str) -> None:
     log = whole.find(ws.log.fingerprint[:8])
     assert log.facts["rows"] == ws.log.record.rows and log.facts["log"] == ws.log.record.name
     assert whole.sources["snapshot/user_stats-20171008T000000Z"] == [events]
+    summed = {row["name"]: row["facts"] for row in lineage.rows(whole, ws.log.fingerprint[:8])["Made of it"]}
+    assert "space" not in summed["user_stats"] and f"space: {own}" in summed["user_embedding_v1"]
     tags = feast_objects(ws.home, ws.ledger)["item_embedding_v1"].tags
     assert tags["continued_by"] == model and tags["event_fingerprint"] == ws.log.fingerprint
 
