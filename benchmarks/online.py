@@ -131,9 +131,15 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             peer["engine"]: peer for peer in rows if all(peer[name] == row[name] for name in ("what", "store", "size"))
         }
         for name, engine, slower in (("ratio_to_feast", "feast", False), ("ratio_to_floor", "floor", True)):
-            peer, own = peers.get(engine, {}).get("rows_per_s"), row.get("rows_per_s")
+            peer, own = _speed(peers.get(engine, {})), _speed(row)
             row[name] = (peer / own if slower else own / peer) if peer and own else None
     return rows
+
+
+def _speed(row: dict[str, Any]) -> float | None:
+    """Return what ratios compare: of single calls the median, which a disturbance moves least."""
+    median, rate = row.get("p50_ms"), row.get("rows_per_s")
+    return 1 / median if median else rate
 
 
 def table(rows: list[dict[str, Any]]) -> str:
