@@ -89,7 +89,9 @@ class Upsert:
     def _ragged(self, data: memoryview, lengths: Int64Array) -> str:
         widths = np.where(lengths == NULL, 0, lengths)
         starts = np.cumsum(widths) - widths + 1
-        return f"substr({self._parameter(data)}, {self._numbers(starts)}, {self._numbers(lengths)})"
+        # Of no bytes at all substr makes NULL; of any it makes none of them.
+        ready = self._parameter(data or b"\0")
+        return f"substr({ready}, {self._numbers(starts)}, {self._numbers(lengths)})"
 
     def _numbers(self, numbers: Int64Array) -> str:
         if (numbers == numbers[0]).all():

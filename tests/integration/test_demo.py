@@ -160,6 +160,7 @@ def state(home: Path) -> dict[str, object]:
     }
 
 
+@pytest.mark.timeout(900)  # a dozen starts of the whole chain, on a machine that may be busy
 def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_state(home: Path, tmp_path: Path) -> None:
     """Trained side by side, and the other one after the other: that has no influence either."""
     other = tmp_path / "home"

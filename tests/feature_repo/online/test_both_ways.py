@@ -86,3 +86,13 @@ def test_both_ways(tmp_path: Path, kind: str, key: str, request: pytest.FixtureR
         assert redis_contents(server.client(0)) == redis_contents(server.client(1))
     else:
         assert sqlite_contents(tmp_path / STOCK) == sqlite_contents(tmp_path / OURS)
+
+
+def test_a_batch_whose_texts_are_all_empty(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    own, texts = pa.array([1, 2, 3]), pa.array(["", None, ""], pa.string())
+    written(path, rows({"item_id": own, "s": texts}, [T0] * 3))
+    for engine in (STOCK, OURS):
+        view = view_of(path, {"s": "string"}, keys={"item_id": "int64"})
+        load(store_of(tmp_path / engine, {"type": "sqlite"}, engine, [view]), end=T0)
+    assert sqlite_contents(tmp_path / STOCK) == sqlite_contents(tmp_path / OURS)
