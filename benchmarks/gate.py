@@ -111,11 +111,14 @@ def _floor(folder: Path, names: tuple[str, ...]) -> Callable[[], None]:
 
 
 def _headwater(folder: Path, with_previous: bool) -> Callable[[], None]:
+    from feature_repo.contracts.types import Verdict
+    from validation.docs import page
     from validation.gate import Gate
     from validation.specs import SnapshotSpec
 
     gate = Gate()
     assert gate.runner  # imports Great Expectations
+    page("imports the renderer", Verdict(False, ()), AS_OF)
 
     def run() -> None:
         previous = folder / "previous.parquet" if with_previous else None

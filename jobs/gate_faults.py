@@ -5,6 +5,7 @@ Not a command of `headwater`: `make gate-faults` and the tests run it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -231,9 +232,10 @@ def clean(
 
 
 def seconds_per_part(ws: Workspace, version: str, entity: Entity, as_of: datetime) -> dict[str, float]:
-    """Return the seconds of each part of the gate on one good snapshot, the second time it is asked.
+    """Return the seconds of each part of the gate on one good snapshot: the best of three, asked in turn, after one.
 
-    ``statistics`` is the file, the streaming pass, the comparisons and Great Expectations together.
+    ``statistics`` is the file, the streaming pass, the comparisons and Great Expectations together: what is left of
+    the whole.
     """
     from jobs.canary import canaries
     from jobs.canary_retrieval import retrieval_canaries
@@ -248,11 +250,12 @@ def seconds_per_part(ws: Workspace, version: str, entity: Entity, as_of: datetim
         "canaries of rankers": lambda: canaries(*held),
         "canary of retrieval": lambda: retrieval_canaries(*held),
     }
-    seconds = {}
-    for name, work in parts.items():
-        work()
-        started = time.perf_counter()
-        work()
-        seconds[name] = round(time.perf_counter() - started, 3)
+    seconds = dict.fromkeys(parts, math.inf)
+    for turn in range(4):
+        for name, work in parts.items():
+            started = time.perf_counter()
+            work()
+            if turn:
+                seconds[name] = min(seconds[name], round(time.perf_counter() - started, 3))
     rest = seconds["whole"] - sum(value for name, value in seconds.items() if name != "whole")
     return {"statistics": round(rest, 3), **seconds}
