@@ -256,17 +256,18 @@ def apply(home: HomeOption = HOME) -> None:
 @app.command()
 def materialize(
     end: Annotated[str | None, typer.Option(help="Load what was available up to here (UTC); all by default.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Load all anew: for a store that lost what it had.")] = False,
     home: HomeOption = HOME,
 ) -> None:
     """Load the latest published rows into the online store.
 
-    Example: `headwater materialize`
+    Example: `headwater materialize`, or `headwater materialize --again` after a Redis came back empty
     """
     from jobs import materialize as job
 
     ws = open_home(home)
     moment = job.last_available(ws, datetime.now(UTC)) if end is None else read_moment(end)
-    result = job.run(ws, moment, progress=progress_reporter())
+    result = job.run(ws, moment, again=again, progress=progress_reporter())
     typer.echo(f"{len(result.views)} views are online up to {result.end:%Y-%m-%d %H:%M} UTC ({result.seconds:.1f} s).")
 
 

@@ -37,10 +37,15 @@ def last_available(ws: Workspace, now: datetime) -> datetime:
     return max((moment for moment in moments if moment <= now), default=now)
 
 
-def run(ws: Workspace, end: datetime, *, progress: Progress = silent) -> Result:
+def run(ws: Workspace, end: datetime, *, again: bool = False, progress: Progress = silent) -> Result:
     """Load, view by view, what became available up to `end` since the last time.
 
     Feast keeps a watermark per view, so a killed run goes on with the views that are missing.
+
+    Parameters
+    ----------
+    again
+        Load all that is alive, whatever the watermarks say: for a store that lost what it had.
 
     Raises
     ------
@@ -62,18 +67,18 @@ def run(ws: Workspace, end: datetime, *, progress: Progress = silent) -> Result:
         progress(f"materialize {view.name}", step, len(views))
         # Feast prints for a terminal; what is done is said through `progress`.
         with contextlib.redirect_stdout(io.StringIO()), durable(f"online {view.name}"):
-            store.materialize(_start(view, end, newest.get(view.name)), end, feature_views=[view.name])
+            store.materialize(_start(view, end, newest.get(view.name), again), end, feature_views=[view.name])
     progress("materialize", len(views), len(views))
     return Result(tuple(view.name for view in views), end, time.monotonic() - started)
 
 
-def _start(view: FeatureView, end: datetime, newest: datetime | None) -> datetime:
+def _start(view: FeatureView, end: datetime, newest: datetime | None, again: bool) -> datetime:
     """Return from when on a view's rows are loaded.
 
     Feast's own choice for a view's first load reaches back from the wall clock, and would find nothing in a log of
     last year. A watermark past the newest rows, left by a load up to now, must not hide them either.
     """
     watermark = view.most_recent_end_time
-    if watermark is None:
+    if watermark is None or again:
         return end - view.ttl if view.ttl else EPOCH
     return min(watermark, newest or watermark, end)

@@ -69,6 +69,7 @@ class Holder:
         now = self._settings.moment()
         held = self._served
         if held is not None and held.key == current_key(self._workspace, now) and micros(now) < held.until:
+            held.users.check()
             self.problem = None
             if self._unsettled:
                 _settle()

@@ -16,7 +16,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo.contracts.errors import HeadwaterError, LakeError, OnlineStoreError, SpaceMismatchError
+from feature_repo.contracts.errors import (
+    HeadwaterError,
+    LakeError,
+    NotReadyError,
+    OnlineStoreError,
+    SpaceMismatchError,
+)
 from feature_repo.contracts.naming import join_key
 from feature_repo.contracts.types import Snapshot, View
 from feature_repo.lake import Home
@@ -72,7 +78,7 @@ class PlainRows:
         key = join_key(view.entity)
         self._ttl = view.ttl_days * 86_400_000_000
         wanted = [key, *view.fields, "event_timestamp", "created"]
-        frames = [_read(home, snapshot, key, wanted) for snapshot in snapshots]
+        frames = [read_rows(home, snapshot, key, wanted) for snapshot in snapshots]
         types = {name: TYPES[kind] for name, kind in view.fields.items()}
         rows = pl.concat(frames) if frames else pl.DataFrame(schema=dict.fromkeys(wanted, pl.Null))
         rows = rows.with_columns(pl.col("event_timestamp").cast(pl.Datetime("us", "UTC")).dt.epoch("us").alias("_us"))
@@ -175,10 +181,25 @@ class UserRows:
         The plain user views.
     spaces
         Embedding view -> the space that the release reads.
+    members
+        Embedding view -> some users of its latest snapshot. Those that are stored now witness from here on that the
+        store still has what it had.
+
+    Raises
+    ------
+    NotReadyError
+        If the store has none of the members of a view.
     """
 
-    def __init__(self, store: FeatureStore, plain: Sequence[View], spaces: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        plain: Sequence[View],
+        spaces: Mapping[str, str],
+        members: Mapping[str, Sequence[Any]],
+    ) -> None:
         self._store, self._plain = store, tuple(plain)
+        self._witnesses: dict[str, list[Any]] = {}
         self._features = [f"{view.name}:{name}" for view in plain for name in view.fields]
         self._readers: dict[str, EmbeddingReader] = {}
         for name, space_id in spaces.items():
@@ -189,6 +210,12 @@ class UserRows:
                     "Run `headwater apply`."
                 )
             self._readers[name] = EmbeddingReader(store, name, "embedding")
+            stored = self._stored(name, members[name])
+            self._witnesses[name] = [user for user, there in zip(members[name], stored, strict=True) if there]
+            if len(members[name]) and not self._witnesses[name]:
+                raise NotReadyError(
+                    f"The online store has no rows of {name}. Run `headwater materialize --again` with this profile."
+                )
 
     @property
     def columns(self) -> list[str]:
@@ -220,13 +247,41 @@ class UserRows:
         return pl.DataFrame(columns)
 
     def vectors(self, view: str, ids: list[Any], now: datetime) -> Vectors:
-        """Return one version's vectors of R users."""
+        """Return one version's vectors of R users; OnlineStoreError as :meth:`check`."""
         answer = self._readers[view].read(ids, now)
+        if not answer.found.all():
+            self.check(view)
         age = np.rint(np.nan_to_num(answer.age) * 1e6).astype(np.int64)
         return Vectors(answer.vectors, answer.found, np.where(answer.found, micros(now) - age, -1))
 
+    def check(self, view: str | None = None) -> None:
+        """Tell users that the store never knew from a store that lost what it had, as Redis does without a file.
 
-def _read(home: Home, snapshot: Snapshot, key: str, wanted: list[str]) -> pl.DataFrame:
+        Parameters
+        ----------
+        view
+            Embedding view; None for all.
+
+        Raises
+        ------
+        OnlineStoreError
+            If rows that were there when the release was loaded are gone, or the store does not answer.
+        """
+        for name in self._witnesses if view is None else (view,):
+            lost = self._stored(name, self._witnesses[name]).count(False)
+            if lost:
+                raise OnlineStoreError(
+                    f"The online store lost rows of {name}: {lost} of {len(self._witnesses[name])} that were there are "
+                    "gone. Run `headwater materialize --again`."
+                )
+
+    def _stored(self, view: str, ids: Sequence[Any]) -> list[bool]:
+        age = self._readers[view].read(list(ids), EPOCH).age
+        return (~np.isnan(age)).tolist()
+
+
+def read_rows(home: Home, snapshot: Snapshot, key: str, wanted: list[str]) -> pl.DataFrame:
+    """Return some columns of a snapshot, mapped where it has a twin."""
     path = home.root / snapshot.path
     found = twin.current_or_built(path, [key])
     table = found.table() if found is not None else pa.table(pl.read_parquet(path).to_arrow())

@@ -19,19 +19,20 @@ import sqlalchemy as sa
 from feature_repo import ledger_tables as tables
 from feature_repo import releases
 from feature_repo.contracts.errors import ConfigError, NotFoundError, NotReadyError
-from feature_repo.contracts.naming import ENTITIES, embedding_view
+from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.contracts.types import Release, Snapshot, View
 from jobs import item_index
 from jobs.release import check_parts
 from jobs.serving.candidates import Candidates
 from jobs.serving.inputs import RankerInputs
 from jobs.serving.rankers import Rows, ServedRanker
-from jobs.serving.rows import NEVER, PlainRows, UserRows, VectorRows, Vectors, micros
+from jobs.serving.rows import NEVER, PlainRows, UserRows, VectorRows, Vectors, micros, read_rows
 from jobs.workspace import Workspace
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+WITNESSES = 16  # users per view whose rows show that the online store still has what it had
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -195,6 +196,7 @@ def load(ws: Workspace, store: FeatureStore, now: datetime) -> Served:
         store,
         [view for view in plain_views if view.entity == "user" and visible.get(view.name)],
         {view: spaces[view] for view in read},
+        {view: _some_ids(ws, visible[view][-1]) for view in read},
     )
     integer_ids = records[next(iter(spaces))].id_type == "int64"
     candidates = None
@@ -225,6 +227,14 @@ def _visible(ws: Workspace, records: Mapping[str, View], now: datetime) -> dict[
         if snapshot.available_at <= now and alive:
             found.setdefault(snapshot.view, []).append(snapshot)
     return found
+
+
+def _some_ids(ws: Workspace, snapshot: Snapshot) -> list[Any]:
+    """Return up to WITNESSES ids of a snapshot, spread over all of it."""
+    key = join_key(snapshot.entity)
+    ids = read_rows(ws.home, snapshot, key, [key])[key]
+    places = np.unique(np.linspace(0, len(ids) - 1, min(WITNESSES, len(ids))).astype(np.int64))
+    return ids.gather(places).to_list()
 
 
 def one_vector(served: Served, entity: str, version: str, ids: Sequence[Any], now: datetime) -> tuple[int, Vectors]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ import redis
 import yaml
 
 import jobs.store
-from jobs import audit
+from benchmarks import online_home
+from feature_repo.contracts.errors import NotReadyError
+from jobs import audit, materialize
 from jobs.serving.background import free_port, serving
+from jobs.serving.holder import Holder
 from tests.integration.http_client import call
 from tests.integration.small_server import USERS, settings, small_home
 
@@ -100,6 +103,35 @@ def test_redis_goes_away_and_comes_back(server: Server, tmp_path: Path) -> None:
             assert answer["error"]["code"] == "unavailable" and "store" in answer["error"]["message"]
     result = audit.run(ws)
     assert result.passed and result.rows_exact == result.rows > 0
+
+
+def test_redis_comes_back_empty(server: Server, tmp_path: Path) -> None:
+    """Users that it forgot are not served as users that nobody knew."""
+    ws = small_home(tmp_path / "home")
+    with serving(settings(ws, timeout_s=2.0)) as url:
+        expected = {user: ask(url, user)[1]["items"] for user in (0, 7, USERS - 1)}
+        unknown = ask(url, USERS + 5)
+        assert unknown[0] == 200 and unknown[1]["fallback"] == "popular"
+        redis.Redis(port=server.port).flushall()
+        for user in (*expected, USERS + 5):
+            status, answer = ask(url, user)
+            assert status == 503 and answer["error"]["code"] == "unavailable", answer
+        wait_until(lambda: call(f"{url}/readyz")[1]["behind"])
+        materialize.run(ws, materialize.last_available(ws, online_home.NOW), again=True)
+        for user, items in expected.items():
+            status, answer = ask(url, user)
+            assert status == 200 and [item["item_id"] for item in answer["items"]] == [i["item_id"] for i in items]
+        wait_until(lambda: not call(f"{url}/readyz")[1]["behind"])
+    redis.Redis(port=server.port).flushall()
+    with pytest.raises(NotReadyError, match="materialize --again"):
+        Holder(settings(ws)).refresh()
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def ask(url: str, user: int) -> tuple[int, Any]:
