@@ -3,9 +3,10 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+RECBOLE := .venv-recbole
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-periods crash-matrix bench-switching bench-smoothing bench-world clean
+.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-periods crash-matrix bench-switching bench-smoothing bench-world bench-peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +66,17 @@ bench-periods: $(READY)  ## the demo's chain on another part of the year (ten mi
 
 bench-world: $(READY)  ## time and memory of headwater simulate at 1M and 20M impressions (minutes, 1 GB of disk)
 	@$(BIN)/python -m benchmarks.world
+
+bench-peers: $(READY)  ## LightGBM, a plain SVD, a monolith, ALS, BPR, item-kNN and SASRec beside ours (an hour, resumable)
+	@$(BIN)/python -m pip install --no-compile --quiet -c constraints.txt -e ".[peers]"
+	@$(MAKE) --no-print-directory $(RECBOLE)/.ready || echo "SASRec is left out: its environment could not be made"
+	@$(BIN)/python -m benchmarks.peers $$(test -f $(RECBOLE)/.ready && echo --sasrec-python $(RECBOLE)/bin/python)
+
+# RecBole needs numpy below 2 and more old packages: it gets an environment of its own.
+$(RECBOLE)/.ready: benchmarks/peers_sasrec_requirements.txt
+	@$(PYTHON) -m venv $(RECBOLE)
+	@$(RECBOLE)/bin/python -m pip install --no-compile --quiet -r $<
+	@touch $@
 
 clean:  ## remove the demo's home folder (the virtual environment stays)
 	rm -rf .headwater

@@ -48,7 +48,7 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     """
     consumer = ws.config.consumer(name)
     version = consumer.versions[0]
-    test = _pair(ws, version, ws.splits.valid_end)
+    test = pair_before(ws, version, ws.splits.valid_end)
     if test is None:
         raise NotReadyError(
             f"No snapshot of {version} lies before {ws.splits.valid_end}. Run `headwater backfill` first."
@@ -68,7 +68,7 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
         index = {key: scores["setup"][key] for key in ("index", "items", "snapshot")}
         write_json({**index, "space_id": scores["space_id"]}, folder / "index.json")
         progress(f"{name}: the same before the test period", 1, 2)
-        earlier = _pair(ws, version, ws.splits.valid_end - HORIZON - ws.config.availability_lag)
+        earlier = pair_before(ws, version, ws.splits.valid_end - HORIZON - ws.config.availability_lag)
         validation = None if earlier is None else _score(ws, earlier)
         write_json({**scores, "validation": validation}, done)
         progress(f"{name}: scored", 2, 2)
@@ -84,14 +84,14 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """The user and the item snapshot of one moment."""
 
     users: Snapshot
     items: Snapshot
 
 
-def _pair(ws: Workspace, version: str, until: datetime) -> _Pair | None:
+def pair_before(ws: Workspace, version: str, until: datetime) -> Pair | None:
     """Return the last snapshots that could be read at `until`; None where there are none."""
     last = []
     for entity in ENTITIES:
@@ -104,7 +104,7 @@ def _pair(ws: Workspace, version: str, until: datetime) -> _Pair | None:
         raise SpaceMismatchError(
             f"{users.snapshot_id} and {items.snapshot_id} are of two spaces or moments. Refresh both for one as_of."
         )
-    return _Pair(users, items)
+    return Pair(users, items)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Question:
     popular
         Items by how often they were chosen before the moment, int [B, K].
     pairs
-        Positions of user and item of every choice before the moment, int [E] each.
+        Positions of user and item of every choice before the moment, in order of time, int [E] each.
     """
 
     asked: np.ndarray
@@ -142,11 +142,13 @@ class Question:
         return score_retrieval(ranked, self.relevant, KS, baseline=self.popular)
 
 
-def question(ws: Workspace, user_ids: pl.Series, item_ids: pl.Series, as_of: datetime) -> Question | None:
+def question(
+    ws: Workspace, user_ids: pl.Series, item_ids: pl.Series, as_of: datetime, past: timedelta | None = None
+) -> Question | None:
     """Read from the log what the given users chose of the given items; None if nobody chose any.
 
-    Choices before `as_of`, as far as `coverage` reaches, are for the baselines; choices within 28 days from
-    the moment at which a snapshot as of `as_of` can be read are to be found.
+    Choices before `as_of`, as far as `past` reaches (`coverage` by default), are for the baselines; choices within
+    28 days from the moment at which a snapshot as of `as_of` can be read are to be found.
     """
     from models.downstream.retrieval import popularity
 
@@ -157,16 +159,16 @@ def question(ws: Workspace, user_ids: pl.Series, item_ids: pl.Series, as_of: dat
 
     def between(first: datetime, last: datetime) -> pl.DataFrame:
         found = acted.filter(pl.col("event_timestamp").is_between(first, last, closed="left"))
-        return found.select("user_id", "item_id").join(positions, on="item_id")
+        return found.select("user_id", "item_id").join(positions, on="item_id", maintain_order="left")
 
     chosen = between(start, start + HORIZON).unique().join(rows, on="user_id")
     if chosen.height == 0:
         return None
     asked = chosen["user"].unique().sort()
     relevant = dict(chosen.sort("item").group_by("user").agg("item").iter_rows())
-    past = between(as_of - ws.config.coverage, as_of)
-    counts = np.bincount(past["item"].to_numpy(), minlength=len(item_ids)).astype(np.float64)
-    pairs = past.join(rows, on="user_id")
+    before = between(as_of - (past or ws.config.coverage), as_of)
+    counts = np.bincount(before["item"].to_numpy(), minlength=len(item_ids)).astype(np.float64)
+    pairs = before.join(rows, on="user_id", maintain_order="left")
     return Question(
         asked=asked.to_numpy(),
         relevant=[np.array(relevant[user]) for user in asked.to_list()],
@@ -181,7 +183,7 @@ def actions_of(ws: Workspace) -> tuple[str, ...]:
     return ws.config.retrieval_actions or (found,)
 
 
-def _score(ws: Workspace, pair: _Pair) -> dict[str, Any] | None:
+def _score(ws: Workspace, pair: Pair) -> dict[str, Any] | None:
     """Score a pair of snapshots and the baselines; None where nobody chose a known item."""
     from jobs.refresh import read_vectors
     from models.downstream.retrieval import als, build_index

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -142,13 +142,40 @@ def fit_ranker(
         torch.manual_seed(seed)
         model = Ranker(spec, config.ranker)
     model.set_statistics(train)
-    run = _Run(model, train_tensors, config, seed)
+    return train_ranker(model, train_tensors, valid_tensors, config, offset, seed=seed, started=started)
+
+
+def train_ranker(
+    model: Ranker,
+    train: RankerTensors,
+    valid: RankerTensors,
+    config: FitConfig,
+    offset: float,
+    *,
+    seed: int = 0,
+    rates: Mapping[str, float] | None = None,
+    started: float | None = None,
+) -> FittedRanker:
+    """Train a ranker that is there already, as :func:`fit_ranker` does.
+
+    Parameters
+    ----------
+    offset
+        What to add to the logits before the validation log loss; see :func:`sampling_offset`.
+    rates
+        Beginning of parameter names to the factor of the learning rate that they get; 1 for all others.
+    started
+        `time.perf_counter()` from which the seconds count; now by default.
+    """
+    started = time.perf_counter() if started is None else started
+    run = _Run(model, train, config, seed, rates or {})
+    label, weight = valid.label.numpy(), valid.weight.numpy()
     best, best_state, stale = math.inf, model.state_dict(), 0
     history: list[Evaluation] = []
     for epoch, train_loss in run.parts():
-        logits = _predict(run.average, valid_tensors) + offset
-        loss = log_loss(valid.label, logits, valid.weight)
-        auc = roc_auc(valid.label, logits, valid.weight)
+        logits = predict_tensors(run.average, valid) + offset
+        loss = log_loss(label, logits, weight)
+        auc = roc_auc(label, logits, weight)
         history.append(Evaluation(epoch, train_loss, loss, auc, time.perf_counter() - started))
         if loss < best:
             best, best_state, stale = loss, copy.deepcopy(run.average.state_dict()), 0
@@ -168,11 +195,12 @@ def predict(model: Ranker, data: RankerData) -> NDArray[np.float32]:
     ValueError
         If the data does not fit the model's specification.
     """
-    return _predict(model, RankerTensors(data, model.spec))
+    return predict_tensors(model, RankerTensors(data, model.spec))
 
 
 @torch.inference_mode()
-def _predict(model: Ranker, tensors: RankerTensors) -> NDArray[np.float32]:
+def predict_tensors(model: Ranker, tensors: RankerTensors) -> NDArray[np.float32]:
+    """Return logits ``[N]``, without the sampling offset."""
     model.eval()
     rows = torch.arange(len(tensors)).split(_PREDICT_BATCH)
     return torch.cat([model(tensors.batch(chunk)) for chunk in rows]).numpy()
@@ -181,7 +209,9 @@ def _predict(model: Ranker, tensors: RankerTensors) -> NDArray[np.float32]:
 class _Run:
     """The optimizer steps of one fit, handed out in parts between two evaluations."""
 
-    def __init__(self, model: Ranker, tensors: RankerTensors, config: FitConfig, seed: int) -> None:
+    def __init__(
+        self, model: Ranker, tensors: RankerTensors, config: FitConfig, seed: int, rates: Mapping[str, float]
+    ) -> None:
         self.model, self.tensors, self.config = model, tensors, config
         self.average = copy.deepcopy(model)
         generator = torch.Generator().manual_seed(seed)
@@ -191,12 +221,21 @@ class _Run:
         tables = list(zip(model.tables.parameters(), table_layouts(model.spec), strict=True))
         dense_tables = [weight for weight, layout in tables if not layout.sparse]
         sparse_tables = [weight for weight, layout in tables if layout.sparse]
-        others = [weight for name, weight in model.named_parameters() if not name.startswith("tables.")]
+        others = [weight for name, weight in model.named_parameters() if not name.startswith(("tables.", *rates))]
+        rated = [
+            {
+                "params": [weight for name, weight in model.named_parameters() if name.startswith(start)],
+                "weight_decay": config.weight_decay,
+                "factor": factor,
+            }
+            for start, factor in rates.items()
+        ]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
                 [
                     {"params": others, "weight_decay": config.weight_decay},
                     {"params": dense_tables, "weight_decay": config.table_weight_decay},
+                    *rated,
                 ],
                 lr=config.learning_rate,
                 fused=True,
@@ -253,4 +292,4 @@ class _Run:
         rate = self.config.learning_rate * min(1.0, step / max(1, self.config.warmup_steps))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("factor", 1.0)

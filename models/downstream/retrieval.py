@@ -223,24 +223,38 @@ def als(
     """
     try:
         from implicit.cpu.als import AlternatingLeastSquares
-        from scipy.sparse import csr_matrix
-        from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise MissingExtraError(
             f"The ALS baseline needs '{error.name}': pip install 'headwater[demo]', or leave the baseline out."
         ) from error
 
+    model = AlternatingLeastSquares(
+        factors=factors,
+        iterations=iterations,
+        regularization=regularization,
+        alpha=alpha,
+        random_state=seed,
+    )
+    return recommended(model, users, items, strength, shape, query, k)
+
+
+def recommended(
+    model: Any,
+    users: ArrayLike,
+    items: ArrayLike,
+    strength: ArrayLike,
+    shape: tuple[int, int],
+    query: ArrayLike,
+    k: int,
+) -> Integers:
+    """Fit a model of the `implicit` library and return the items that it ranks first; arguments as for :func:`als`."""
+    from scipy.sparse import csr_matrix
+    from threadpoolctl import threadpool_limits
+
     matrix = csr_matrix((np.asarray(strength, dtype=np.float32), (np.asarray(users), np.asarray(items))), shape=shape)
     asked = np.asarray(query, dtype=np.int64)
     # Its own threads and those of BLAS get in each other's way: many times slower, and it warns.
     with threadpool_limits(1, user_api="blas"):
-        model = AlternatingLeastSquares(
-            factors=factors,
-            iterations=iterations,
-            regularization=regularization,
-            alpha=alpha,
-            random_state=seed,
-        )
         model.fit(matrix, show_progress=False)
         found, _ = model.recommend(asked, matrix[asked], N=min(k, shape[1]), filter_already_liked_items=False)
     positions = np.full((len(asked), k), -1, dtype=np.int64)

@@ -1,0 +1,165 @@
+"""Retrieval by ALS, BPR and item-kNN of `implicit`, searched before the test period, beside the published vectors."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from feature_repo.contracts.errors import NotReadyError
+from feature_repo.lake import read_json, write_json
+from jobs import retrieve
+from jobs.refresh import read_vectors
+from jobs.retrieve import HORIZON, Pair, Question
+from jobs.workspace import Progress, Workspace
+from models.bootstrap import bootstrap_mean
+from models.downstream.retrieval import recommended
+from models.metrics import recall_at_k
+
+K = 100
+EVER = timedelta(days=36_500)
+Setting = dict[str, Any]
+
+SEARCH: dict[str, list[Setting]] = {
+    "ALS": [
+        {"past": past, "regularization": regularization, "alpha": alpha}
+        for past in ("coverage", "all")
+        for regularization, alpha in ((0.05, 10.0), (0.05, 1.0), (0.05, 40.0), (5.0, 10.0), (50.0, 10.0))
+    ],
+    "BPR": [
+        {"past": past, "learning_rate": rate, "regularization": regularization}
+        for past in ("coverage", "all")
+        for rate, regularization in ((0.01, 0.01), (0.05, 0.01), (0.01, 0.1), (0.05, 0.1), (0.1, 0.01))
+    ],
+    "item-kNN": [
+        {"past": past, "kind": kind, "K": neighbours}
+        for past in ("coverage", "all")
+        for kind in ("cosine", "tfidf", "bm25")
+        for neighbours in (20, 200)
+    ],
+}
+
+
+def model_of(peer: str, setting: Setting, factors: int, seed: int) -> Any:
+    """Return an untrained model of `implicit`."""
+    given = {key: value for key, value in setting.items() if key not in ("past", "kind")}
+    if peer == "ALS":
+        from implicit.cpu.als import AlternatingLeastSquares
+
+        return AlternatingLeastSquares(factors=factors, iterations=15, random_state=seed, num_threads=1, **given)
+    if peer == "BPR":
+        from implicit.cpu.bpr import BayesianPersonalizedRanking
+
+        return BayesianPersonalizedRanking(factors=factors, iterations=100, random_state=seed, num_threads=1, **given)
+    from implicit import nearest_neighbours as near
+
+    kinds = {"cosine": near.CosineRecommender, "tfidf": near.TFIDFRecommender, "bm25": near.BM25Recommender}
+    return kinds[setting["kind"]](num_threads=1, **given)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One moment's question, with the choices within `coverage` and those of all time, and our vectors."""
+
+    question: Question
+    ever: Question
+    users: np.ndarray
+    items: np.ndarray
+
+    @property
+    def ours(self) -> np.ndarray:
+        """Our recall@100 per user, [B]."""
+        return self.recall(self.question.rank(self.users, self.items))
+
+    def recall(self, ranked: np.ndarray) -> np.ndarray:
+        """Return recall@100 per user of a ranking [B, K]."""
+        found: np.ndarray = recall_at_k(ranked, self.question.relevant, (K,))[K]
+        return found
+
+    def peer(self, peer: str, setting: Setting, seed: int = 0) -> np.ndarray:
+        """Return recall@100 per user of a peer."""
+        model = model_of(peer, setting, self.items.shape[1], seed)
+        pairs = (self.question if setting["past"] == "coverage" else self.ever).pairs
+        shape = (len(self.users), len(self.items))
+        return self.recall(recommended(model, *pairs, np.ones(len(pairs[0])), shape, self.question.asked, K))
+
+
+def asked(ws: Workspace, pair: Pair) -> Asked:
+    """Return what retrieval is asked at a pair of snapshots, exactly as `jobs.retrieve` asks it."""
+    user_ids, users = read_vectors(ws.home.root / pair.users.path, "user_id")
+    item_ids, items = read_vectors(ws.home.root / pair.items.path, "item_id")
+    found = [retrieve.question(ws, user_ids, item_ids, pair.users.as_of, past) for past in (None, EVER)]
+    if found[0] is None or found[1] is None:
+        raise NotReadyError(f"Nobody chose a known item within {HORIZON.days} days from {pair.users.as_of}.")
+    return Asked(found[0], found[1], users, items)
+
+
+def windows(ws: Workspace, version: str) -> tuple[Asked, Asked]:
+    """Return the question at the start of the test period, and the one 28 days and the lag before it."""
+    test = retrieve.pair_before(ws, version, ws.splits.valid_end)
+    earlier = retrieve.pair_before(ws, version, ws.splits.valid_end - HORIZON - ws.config.availability_lag)
+    if test is None or earlier is None:
+        raise NotReadyError(f"{version} has no snapshots before the test period. Run `headwater backfill` first.")
+    return asked(ws, test), asked(ws, earlier)
+
+
+Others = dict[str, Callable[[Asked], tuple[np.ndarray, Setting]]]
+
+
+def compare(
+    ws: Workspace, version: str, folder: Path, seeds: int, progress: Progress, others: Others
+) -> list[dict[str, Any]]:
+    """Search every peer before the test period, judge it there; what is done lies in `folder`.
+
+    Parameters
+    ----------
+    others
+        Further peers by name: a function of the test question that gives recall@100 per user and its setting.
+
+    Returns
+    -------
+    list of dict
+        Per method: recall@100 with its interval, and ours minus it with the interval of the difference.
+    """
+    test, valid = windows(ws, version)
+    ours = test.ours
+    found: dict[str, tuple[np.ndarray, Setting, int]] = {
+        f"DERM {version}": (ours, {}, 1),
+        "popularity": (test.recall(test.question.popular), {}, 1),
+    }
+    for peer, settings in SEARCH.items():
+        scores = []
+        for step, setting in enumerate(settings):
+            progress(f"{peer}: search before the test period", step, len(settings))
+            file = folder / "search" / f"{peer}-{json.dumps(setting, sort_keys=True)}.json".replace(" ", "")
+            if not file.exists():
+                started = time.monotonic()
+                recall = float(valid.peer(peer, setting).mean())
+                write_json({"recall_at_100": recall, "seconds": time.monotonic() - started}, file)
+            scores.append(read_json(file)["recall_at_100"])
+        best = settings[int(np.argmax(scores))]
+        runs = [test.peer(peer, best, seed) for seed in range(1 if peer == "item-kNN" else seeds)]
+        chosen = {**best, "valid_recall_at_100": max(scores), "tried": len(scores)}
+        found[peer] = (np.mean(runs, axis=0), chosen, len(runs))
+    found |= {name: (*score(test), 1) for name, score in others.items()}
+    return [_row(name, recall, ours, setting, runs) for name, (recall, setting, runs) in found.items()]
+
+
+def _row(name: str, recall: np.ndarray, ours: np.ndarray, setting: Setting, seeds: int) -> dict[str, Any]:
+    own, behind = bootstrap_mean(recall), bootstrap_mean(ours - recall)
+    return {
+        "model": name,
+        "recall_at_100": own.value,
+        "ci95": list(own.ci95),
+        "ours_minus_it": behind.value,
+        "ours_minus_it_ci95": list(behind.ci95),
+        "users": len(recall),
+        "seeds": seeds,
+        "setting": setting,
+    }

@@ -1,0 +1,113 @@
+"""The RecBole side of `benchmarks.peers_sasrec`; imports nothing of the project. Arguments: folder, K."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+LENGTH, KEPT, EPOCHS = 50, 50, 10  # activities read, choices per user that are targets, passes at most
+SETTINGS: dict[str, Any] = {
+    "USER_ID_FIELD": "user_id",
+    "ITEM_ID_FIELD": "item_id",
+    "TIME_FIELD": "timestamp",
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "MAX_ITEM_LIST_LENGTH": LENGTH,
+    "hidden_size": 64,
+    "inner_size": 256,
+    "n_layers": 2,
+    "n_heads": 2,
+    "loss_type": "CE",
+    "train_neg_sample_args": None,
+    "train_batch_size": 1024,
+    "eval_batch_size": 1024,
+    "learning_rate": 1e-3,
+    "epochs": EPOCHS,
+    "stopping_step": 2,
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+    "metrics": ["Recall"],
+    "topk": [100],
+    "valid_metric": "Recall@100",
+    "use_gpu": torch.cuda.is_available(),
+    "show_progress": False,
+    "seed": 0,
+    "reproducibility": True,
+}
+
+
+def main() -> None:
+    """Train on the choices, rank for the users that are asked about."""
+    folder, k = Path(sys.argv[1]), int(sys.argv[2])
+    with np.load(folder / "asked.npz") as given:
+        users, items, asked, popular = (given[name] for name in ("users", "items", "asked", "popular"))
+    histories: dict[int, list[int]] = {}
+    for user, item in zip(users.tolist(), items.tolist(), strict=True):
+        histories.setdefault(user, []).append(item)
+    started = time.monotonic()
+    score, facts = trained(folder, histories)
+    positions = np.tile(popular[:k], (len(asked), 1))
+    for start in range(0, len(asked), 256):
+        known = [row for row in range(start, min(start + 256, len(asked))) if int(asked[row]) in histories]
+        if known:
+            positions[known] = score([histories[int(asked[row])] for row in known], k)
+    with open(folder / "ranked.npz.tmp", "wb") as out:
+        np.savez(out, positions=positions)
+    (folder / "training.json").write_text(json.dumps({**facts, "seconds": round(time.monotonic() - started)}))
+    (folder / "ranked.npz.tmp").rename(folder / "ranked.npz")
+
+
+def trained(folder: Path, histories: dict[int, list[int]]) -> tuple[Any, dict[str, Any]]:
+    """Return a function from histories to their best item positions [B, K], and how training went."""
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.data.interaction import Interaction
+    from recbole.utils import get_model, get_trainer, init_seed
+
+    place = folder / "choices"
+    place.mkdir(exist_ok=True)
+    with open(place / "choices.inter", "w", encoding="utf-8") as out:
+        out.write("user_id:token\titem_id:token\ttimestamp:float\n")
+        for user, chosen in histories.items():
+            # RecBole makes a training row of every choice: the last ones, or an epoch takes half an hour.
+            for at, item in enumerate(chosen[-(KEPT + LENGTH) :]):
+                out.write(f"{user}\t{item}\t{at}\n")
+    settings = {**SETTINGS, "data_path": str(folder), "checkpoint_dir": str(folder / "saved")}
+    config = Config(model="SASRec", dataset="choices", config_dict=settings)
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    train, valid, _ = data_preparation(config, dataset)
+    model = get_model("SASRec")(config, train.dataset).to(config["device"])
+    trainer = get_trainer(config["MODEL_TYPE"], "SASRec")(config, model)
+    best, _ = trainer.fit(train, valid, saved=True, show_progress=False)
+    state = torch.load(trainer.saved_model_file, weights_only=False, map_location=config["device"])
+    model.load_state_dict(state["state_dict"])
+    model.eval()
+    position = np.full(dataset.item_num, -1, np.int64)
+    codes = {}
+    for code in range(1, dataset.item_num):
+        token = int(dataset.id2token("item_id", code))
+        position[code], codes[token] = token, code
+
+    @torch.no_grad()
+    def score(chosen: list[list[int]], k: int) -> np.ndarray:
+        rows = [[codes[item] for item in items if item in codes][-LENGTH:] for items in chosen]
+        sequence = torch.zeros(len(rows), LENGTH, dtype=torch.int64)
+        for at, row in enumerate(rows):
+            sequence[at, : len(row)] = torch.tensor(row)
+        length = torch.tensor([max(1, len(row)) for row in rows])
+        asked = Interaction({"item_id_list": sequence, "item_length": length}).to(config["device"])
+        scores = model.full_sort_predict(asked).view(len(rows), -1)
+        scores[:, 0] = -torch.inf
+        return position[scores.topk(k).indices.cpu().numpy()]
+
+    facts = {"valid_recall_at_100": float(best), "epochs": len(trainer.train_loss_dict), "hidden_size": 64}
+    return score, facts
+
+
+if __name__ == "__main__":
+    main()

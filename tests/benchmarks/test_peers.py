@@ -1,0 +1,201 @@
+"""The peers are given what they may know, and what they are given is what they read."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from benchmarks import peers, quality_records
+from benchmarks.peers_monolith import Monolith, MonolithBatch
+from benchmarks.peers_retrieval import SEARCH, Asked
+from benchmarks.peers_rows import svd_refreshes
+from benchmarks.peers_trees import PRIOR, statistics, vector_columns
+from jobs.retrieve import Question
+from models.downstream.batches import RankerBatch, RankerTensors
+from models.downstream.fit import FitConfig, train_ranker
+from models.downstream.inputs import RankerData, RankerSpec
+from models.downstream.ranker import Ranker, RankerConfig
+from models.presets import debug
+from models.upstream import DERM, InputSpec, ItemBatch, UserBatch
+
+CODE = np.array([1, 1, 2, 1, 1, 0])
+LABEL = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 1.0], np.float32)
+TRAIN = np.array([True, True, True, True, False, False])
+WEEK = np.array([0, 0, 0, 1, 2, 2])
+
+
+@pytest.mark.parametrize(("weeks", "counts"), [("other", [1, 1, 0, 2, 3, 0]), ("earlier", [0, 0, 0, 2, 3, 0])])
+def test_a_training_row_counts_no_row_of_its_own_week(weeks: str, counts: list[int]) -> None:
+    found = statistics(CODE, 3, LABEL, TRAIN, WEEK, weeks)
+    assert found[:, 0].tolist() == counts
+    mean = LABEL[TRAIN].mean()
+    assert found[3, 1] == pytest.approx((1 + PRIOR * mean) / (2 + PRIOR))  # the two rows of week 0, one with a label
+    assert found[5, 1] == pytest.approx(mean)  # unknown: nothing but the prior
+
+
+def test_labels_after_the_training_rows_change_no_statistic() -> None:
+    later = LABEL.copy()
+    later[~TRAIN] = 0.0
+    for weeks in ("other", "earlier"):
+        assert np.array_equal(
+            statistics(CODE, 3, LABEL, TRAIN, WEEK, weeks), statistics(CODE, 3, later, TRAIN, WEEK, weeks)
+        )
+
+
+def test_trees_read_components_and_the_product_of_a_pair() -> None:
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(5, 40)).astype(np.float32), rng.normal(size=(7, 40)).astype(np.float32)
+    at_left, at_right = np.array([0, 4, -1]), np.array([6, -1, 2])
+    user, item, product = vector_columns({"l": (left, at_left), "r": (right, at_right)}, np.ones(3, bool))
+    assert user.shape == item.shape == (3, 32)
+    assert np.isnan(user[2]).all() and np.isnan(item[1]).all() and np.isfinite(user[:2]).all()
+    assert product[0, 0] == pytest.approx(left[0] @ right[6], rel=1e-5)
+    assert np.isnan(product[1:]).all()
+
+
+def _log(last: int) -> Any:
+    """Return a workspace over twelve users who buy of two kinds of items, the last so many events left out."""
+    start, rng = datetime(2024, 1, 1, tzinfo=UTC), np.random.default_rng(1)
+    users = rng.integers(12, size=400)
+    items = 10 * (users % 2) + rng.integers(10, size=400)
+    times = [start + timedelta(hours=3 * step) for step in range(400)]
+    events = pl.DataFrame(
+        {"event_timestamp": times, "event_type": "purchase", "user_code": users, "item_code": items},
+        schema_overrides={"event_timestamp": pl.Datetime("us", "UTC"), "event_type": pl.Categorical},
+    )
+    codes = {
+        entity: pl.DataFrame({f"{entity}_id": np.arange(size) + 100, f"{entity}_code": np.arange(size)})
+        for entity, size in (("user", 12), ("item", 21))
+    }
+    cut, end = start + timedelta(days=21), start + timedelta(days=49)
+    return SimpleNamespace(
+        log=SimpleNamespace(coded=events.head(400 - last), codes=codes, start=start),
+        config=SimpleNamespace(history_actions=None, coverage=timedelta(days=28)),
+        splits=SimpleNamespace(upstream_end=cut, end=end),
+        refresh_moments=lambda first, stop: [first + timedelta(days=7 * step) for step in range(4)],
+    )
+
+
+def test_the_plain_svd_knows_nothing_of_later_events_and_tells_the_kinds_apart(monkeypatch: Any) -> None:
+    monkeypatch.setattr("benchmarks.peers_rows.RANK", 2)
+    whole, cut = svd_refreshes(_log(0)), svd_refreshes(_log(160))  # the last event that is left is of day 30
+    for entity in ("user", "item"):
+        assert len(whole[entity]) == 4
+        for (moment, ids, vectors), (_, other_ids, others) in zip(whole[entity][:2], cut[entity][:2], strict=True):
+            assert moment < datetime(2024, 1, 30, tzinfo=UTC)
+            assert ids.equals(other_ids) and np.array_equal(vectors, others)
+    (_, ids, users), (_, item_ids, items) = whole["user"][-1], whole["item"][-1]
+    assert 120 not in item_ids.to_list()  # nobody ever bought it
+    scores = users @ items.T
+    same = (ids.to_numpy() % 2)[:, None] == (item_ids.to_numpy() - 100 >= 10)[None, :]
+    assert scores[same].min() > np.abs(scores[~same]).max()
+
+
+@pytest.fixture
+def monolith() -> tuple[Monolith, MonolithBatch]:
+    """Return a monolith with small towers, and a batch of four rows of two users and three items."""
+    torch.manual_seed(0)
+    inputs = InputSpec((3,), 2, (4,), 1, item_rows=9, actions=3, sequence_length=4, interests=2, top_items=3)
+    towers = DERM(debug().model(inputs))
+    spec = RankerSpec(nums=1, embeddings=(("u", towers.dim), ("i", towers.dim)), pairs=(("u", "i"),))
+    users = UserBatch(
+        cats=torch.tensor([[1], [2]]),
+        nums=torch.randn(2, 2),
+        seq_item=torch.tensor([[1, 2, 0, 0], [3, 0, 0, 0]]),
+        seq_cats=torch.tensor([[1, 2, 0, 0], [3, 0, 0, 0]]).unsqueeze(-1),
+        seq_action=torch.tensor([[1, 2, 0, 0], [1, 0, 0, 0]]),
+        seq_age=torch.rand(2, 4),
+        interest_value=torch.tensor([[[1, 2]], [[3, 0]]]),
+        interest_weight=torch.tensor([[[0.5, 0.5]], [[1.0, 0.0]]]),
+        top_item=torch.tensor([[1, 2, 0], [3, 0, 0]]),
+        top_weight=torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]),
+    )
+    items = ItemBatch(torch.tensor([1, 2, 3]), torch.tensor([[1], [2], [3]]), torch.randn(3, 1))
+    nums, present = torch.randn(4, 1), torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    at = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 0])
+    model = Monolith(spec, RankerConfig(embedding_dropout=0.0), towers)
+    return model, MonolithBatch((), nums, (), present, users, items, *at)
+
+
+def test_the_monolith_ranks_as_a_ranker_that_is_given_its_towers_vectors(
+    monolith: tuple[Monolith, MonolithBatch],
+) -> None:
+    model, batch = monolith
+    model.eval()
+    users, items = model.user_tower(batch.users, model.items)[0], model.item_tower(batch.items, model.items)[0]
+    ranker = Ranker(model.spec, model.config).eval()
+    ranker.load_state_dict({name: model.state_dict()[name] for name in ranker.state_dict()})
+    given = RankerBatch(batch.ids, batch.nums, (users[batch.user_at], items[batch.item_at]), batch.present)
+    assert torch.allclose(model(batch), ranker(given), atol=1e-6)
+
+
+def test_the_monoliths_towers_learn_from_the_rankers_loss_where_a_user_is_known(
+    monolith: tuple[Monolith, MonolithBatch],
+) -> None:
+    model, batch = monolith
+    model.train()
+    model(batch)[:3].sum().backward()
+    assert model.items.rows.weight.grad is not None and model.items.rows.weight.grad.abs().sum() > 0
+    model.zero_grad()
+    model(dataclasses.replace(batch, present=torch.zeros(4, 2))).sum().backward()
+    assert model.items.rows.weight.grad is None or not model.items.rows.weight.grad.abs().sum()
+
+
+def test_named_parameters_get_their_own_learning_rate() -> None:
+    rng = np.random.default_rng(0)
+    rows = RankerData(
+        cats=rng.integers(0, 5, (300, 1)).astype(np.int32),
+        crosses=np.zeros((300, 0), np.int64),
+        nums=rng.normal(size=(300, 2)).astype(np.float32),
+        embeddings={},
+        label=(rng.random(300) < 0.3).astype(np.float32),
+        weight=np.ones(300, np.float32),
+        user=np.arange(300),
+    )
+    spec = RankerSpec(cats=(("c", 5, 4),), nums=2)
+    model = Ranker(spec, RankerConfig())
+    model.set_statistics(rows)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tensors = RankerTensors(rows, spec)
+    train_ranker(model, tensors, tensors, FitConfig(batch_size=64, max_epochs=1), 0.0, rates={"mlp.": 0.0})
+    after = model.state_dict()
+    assert torch.equal(before["mlp.0.weight"], after["mlp.0.weight"])
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+
+
+@pytest.mark.parametrize("peer", SEARCH)
+def test_every_retrieval_peer_finds_what_its_users_like(peer: str) -> None:
+    rng = np.random.default_rng(0)
+    users = rng.integers(60, size=3000)
+    items = 150 * (users % 2) + rng.integers(150, size=3000)
+    asked = np.arange(40)
+    relevant = [150 * (user % 2) + rng.permutation(150)[:20] for user in asked]
+    popular = np.tile(np.argsort(-np.bincount(items, minlength=300))[:100], (40, 1))
+    question = Question(asked, relevant, popular, (users, items))
+    vectors = rng.normal(size=(60, 8)).astype(np.float32), rng.normal(size=(300, 8)).astype(np.float32)
+    found = Asked(question, question, *vectors)
+    assert found.peer(peer, SEARCH[peer][0]).mean() > 1.3 * found.recall(popular).mean()
+
+
+def test_records_are_what_the_file_of_records_takes(tmp_path: Any) -> None:
+    figures = {"auc": 0.7, "log_loss": 0.1, "normalized_entropy": 0.9, "calibration": 1.0, "relative_auc_lift": 0.01}
+    row = figures | {"ci95": [0.0, 0.02], "seed_auc_lifts": [], "share_of_possible_gain": None, "share_ci95": None}
+    models = (("ranker", "none"), ("ranker", peers.SVD), ("LightGBM", "none"), ("monolith", "inside"))
+    lift = [row | {"model": model, "embeddings": embeddings} for model, embeddings in models]
+    task = {"lift": lift, "rows": 10, "positives": 2, "seeds": 3, "ranking_cost": {"monolith": 9.0}}
+    recall = {"model": "ALS", "recall_at_100": 0.2, "ci95": [0.1, 0.3], "users": 5, "seeds": 3}
+    found = {"ctr": task, "retrieval": [recall | {"ours_minus_it": 0.0, "ours_minus_it_ci95": [-0.1, 0.1]}]}
+    kept = quality_records.put(peers.records("d", found), tmp_path / "quality.json")
+    assert {(record["task"], record["model"].split(" ")[0], record["ranking_cost"]) for record in kept} == {
+        ("ctr", "ranker", None),
+        ("ctr", "LightGBM", None),
+        ("ctr", "monolith", 9.0),
+        ("retrieval", "ALS", None),
+    }
