@@ -86,7 +86,7 @@ def retrieval(ws: Workspace, tell: Callable[..., None], python: Path | None) -> 
         raise NotReadyError(f"{ws.home.root} has no consumer for retrieval: add one to config.yaml.")
     version = consumer.versions[0]
     space = ws.ledger.version(version).space_id
-    folder = place_of(ws) / f"retrieval-{digest(space, ws.log.fingerprint, peers_retrieval.SEARCH)}"
+    folder = place_of(ws) / f"retrieval-{digest(space, ws.log.fingerprint)}"
     others = {}
     if python is not None:
         others["SASRec"] = lambda test: peers_sasrec.recall(test, python, folder / "sasrec", tell)

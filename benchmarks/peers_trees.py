@@ -56,10 +56,8 @@ class Setting:
 SEARCH = (
     Setting(31, 100, 1.0, "other"),
     Setting(31, 100, 1.0, "earlier"),
-    Setting(15, 100, 1.0, "other"),
-    Setting(63, 500, 10.0, "other"),
+    Setting(15, 100, 1.0, "earlier"),
     Setting(63, 500, 10.0, "earlier"),
-    Setting(127, 1000, 10.0, "other"),
 )
 
 
