@@ -7,7 +7,7 @@ import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -325,18 +325,28 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder of true probabilities: adds the share of the possible gain. From config.yaml."),
     ] = None,
+    table: Annotated[
+        Literal["lift", "paper"],
+        typer.Option(help="paper: the published table's rows beside its lifts, and how many comparisons there are."),
+    ] = "lift",
     home: HomeOption = HOME,
 ) -> None:
     """Compute the lift table on the test period and write the summary and the report.
 
-    Example: `headwater evaluate`, or for a simulated log `headwater evaluate --truth world/truth`
+    Example: `headwater evaluate`, or `headwater evaluate --table paper`, or for a simulated log
+    `headwater evaluate --truth world/truth`
     """
     from jobs import evaluate as job
-    from jobs import report
+    from jobs import evaluate_paper, report
 
     ws = open_home(home)
     result = job.run(ws, truth=truth, progress=progress_reporter())
-    print_lift(result.summary)
+    if table == "paper":
+        print_table(evaluate_paper.table(result.summary), "\nThe paper's rows, test period")
+        for note in evaluate_paper.notes(result.summary):
+            typer.echo(note)
+    else:
+        print_lift(result.summary)
     typer.echo(f"\nReport:  {report.run(ws.home.root).path}\nNumbers: {result.path}")
 
 

@@ -6,13 +6,17 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.lake import read_json, write_json
+from jobs.evaluate_paper import adjust, published
 from jobs.workspace import Progress, Workspace, silent
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ def run(
         raise NotReadyError("No consumer is trained yet. Run `headwater train-downstream NAME` first.")
     lift: list[dict[str, Any]] = []
     oracle: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
+    together: list[dict[str, Any]] = []
     curves = _upstream_curves(ws)
     retrieval: dict[str, Any] = {}
     for step, consumer in enumerate(trained):
@@ -62,14 +68,20 @@ def run(
             retrieval = read_json(folder / "scores.json")
             scores = {"recall_at_100": {row["model"]: round(row["recall_at_100"], 4) for row in retrieval["table"]}}
         else:
-            rows, points = _lift(ws, consumer, folder, truth)
+            task = consumer["task"]
+            scored = _Scored.read(ws, consumer, folder, truth)
+            rows = _lift(ws, scored, task)
             oracle += [row for row in rows if row["embeddings"] == "oracle"]
             lift += [row for row in rows if row["embeddings"] != "oracle"]
-            curves += points
+            curves += [{**curve, "name": f"{task} {curve['name']}"} for curve in scored.curves]
+            together += [{"task": task, **row} for row in _together(ws, scored)]
+            progress(f"evaluate {consumer['name']}: sub-groups", step, len(trained))
+            groups += [{"task": task, **row} for row in _groups(ws, scored)]
             scores = {"auc": {row["embeddings"]: round(row["auc"], 5) for row in rows if row["embeddings"] != "oracle"}}
         # Where lineage and Feast's tags find them; a consumer that is trained again has none until it is evaluated.
         record = {**consumer["record"], **scores}
         ws.ledger.put_consumer(consumer["name"], consumer["task"], consumer["versions"], record)
+    adjust(lift)
     progress("evaluate", len(trained), len(trained))
     timings = ws.home.reports / "timings.json"
     summary = {
@@ -80,6 +92,9 @@ def run(
         "training_sets": [_training_set(manifest) for manifest in ws.ledger.training_sets()],
         "lift": lift,
         "oracle": oracle,
+        "together": together,
+        "groups": groups,
+        "bootstrap": ws.config.bootstrap,
         "skipped": skipped or [],
         "retrieval": retrieval.get("table", []),
         "retrieval_setup": retrieval.get("setup"),
@@ -93,62 +108,131 @@ def run(
     return Result(path, summary)
 
 
-def _lift(
-    ws: Workspace, consumer: dict[str, Any], folder: Path, truth: Path | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Scored:
+    """The test rows of a consumer with the logits of every ranker: N rows, S seeds.
+
+    Attributes
+    ----------
+    facts
+        Label, weight and user, [N] each.
+    baseline, treatments
+        Logits [S, N] without embeddings, and by name with them.
+    oracle
+        Logits of the true probabilities [N], where they are known.
+    rows
+        What else is known of the rows.
+    """
+
+    facts: tuple[np.ndarray, np.ndarray, np.ndarray]
+    baseline: np.ndarray
+    treatments: dict[str, np.ndarray]
+    oracle: np.ndarray | None
+    rows: pl.DataFrame
+    curves: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, ws: Workspace, consumer: dict[str, Any], folder: Path, truth: Path | None) -> _Scored:
+        from jobs.truth import oracle_logits
+
+        test = np.load(folder / "test.npz")
+        logits, curves = {}, []
+        for variant in read_json(folder / "consumer.json")["variants"]:
+            place = folder / ("-".join(variant["views"]) or "none")
+            seeds = [place / f"seed-{seed}" for seed in range(ws.config.seeds)]
+            logits[variant["name"]] = np.stack([np.load(seed / "test.npz")["logit"] for seed in seeds])
+            curves.append({"name": variant["name"], "points": read_json(seeds[0] / "curve.json")["points"]})
+        rows = _test_rows(ws, consumer["name"], len(test["label"]))
+        oracle = None if truth is None else oracle_logits(truth, consumer["task"], rows["impression_id"])
+        facts = test["label"], test["weight"], test["user"]
+        return cls(facts, logits.pop("none"), logits, oracle, rows, curves)
+
+
+def _lift(ws: Workspace, scored: _Scored, task: str) -> list[dict[str, Any]]:
     from models.bootstrap import bootstrap_lift
 
-    task = consumer["task"]
-    test = np.load(folder / "test.npz")
-    logits, curves = {}, []
-    for variant in read_json(folder / "consumer.json")["variants"]:
-        place = folder / ("-".join(variant["views"]) or "none")
-        seeds = [place / f"seed-{seed}" for seed in range(ws.config.seeds)]
-        logits[variant["name"]] = np.stack([np.load(seed / "test.npz")["logit"] for seed in seeds])
-        curves.append({"name": f"{task} {variant['name']}", "points": read_json(seeds[0] / "curve.json")["points"]})
-    baseline = logits.pop("none")
-    oracle = None if truth is None else _oracle(ws, consumer["name"], task, len(test["label"]), truth)
-    facts = test["label"], test["weight"], test["user"]
-    table = bootstrap_lift(*facts, baseline, logits, oracle=oracle, resamples=ws.config.bootstrap, seed=0)
+    label = scored.facts[0]
+    table = bootstrap_lift(
+        *scored.facts,
+        scored.baseline,
+        scored.treatments,
+        oracle=scored.oracle,
+        resamples=ws.config.bootstrap,
+        seed=0,
+    )
+    conversion_versions = [upstream.version for upstream in ws.config.upstreams if upstream.click_weight == 0]
     rows = []
-    for name, row in table.items():
+    for key, row in table.items():
+        name = "none" if key == "baseline" else key
         rows.append(
             {
                 "task": task,
-                "embeddings": "none" if name == "baseline" else name,
+                "embeddings": name,
                 "auc": row.auc.value,
                 "log_loss": row.log_loss.value,
                 "normalized_entropy": row.normalized_entropy.value,
                 "calibration": row.calibration.value,
                 "relative_auc_lift": row.relative_auc_lift.value,
                 "ci95": list(row.relative_auc_lift.ci95),
+                "lift_error": row.relative_auc_lift.error,
+                "published_lift": published(task, name, conversion_versions),
                 "auc_ci95": list(row.auc.ci95),
                 "seed_auc_lifts": list(row.seed_auc_lifts),
                 "share_of_possible_gain": share.value if (share := row.share_of_possible_gain) else None,
                 "share_ci95": list(share.ci95) if share else None,
-                "seeds": 1 if name == "oracle" else ws.config.seeds,
-                "rows": len(test["label"]),
-                "positives": int(test["label"].sum()),
+                "seeds": 1 if key == "oracle" else ws.config.seeds,
+                "rows": len(label),
+                "positives": int(label.sum()),
             }
         )
-    return rows, curves
+    return rows
 
 
-def _oracle(ws: Workspace, name: str, task: str, expected: int, truth: Path) -> np.ndarray:
-    """Return the logits of the true probabilities of a consumer's test rows, in their order."""
+def _together(ws: Workspace, scored: _Scored) -> list[dict[str, Any]]:
+    """Hold the ranker with every embedding against each with the embeddings of one upstream: what does more add?"""
+    from models.bootstrap import bootstrap_lift
+
+    *others, last = scored.treatments
+    rows = []
+    for name in (name for name in others if name != "user"):
+        compared = {last: scored.treatments[last]}
+        found = bootstrap_lift(*scored.facts, scored.treatments[name], compared, resamples=ws.config.bootstrap)
+        lift = found[last].relative_auc_lift
+        rows.append({"embeddings": last, "against": name, "relative_auc_lift": lift.value, "ci95": list(lift.ci95)})
+    return rows
+
+
+def _groups(ws: Workspace, scored: _Scored) -> list[dict[str, Any]]:
+    from jobs.evaluate_groups import groups_of, lift_by_group
+
+    # The row that the headline is about, and the one with everything in it.
+    names = [name for name in ("user+item", list(scored.treatments)[-1]) if name in scored.treatments]
+    return lift_by_group(
+        groups_of(ws, scored.rows),
+        scored.facts,
+        scored.baseline,
+        {name: scored.treatments[name] for name in names},
+        oracle=scored.oracle,
+        resamples=ws.config.bootstrap,
+    )
+
+
+def _test_rows(ws: Workspace, name: str, expected: int) -> pl.DataFrame:
+    """Return ids and context of a consumer's test rows, in the order of its scores."""
     import polars as pl
-
-    from jobs.truth import oracle_logits
 
     folder = ws.home.training_sets / name
     files = [folder / part for part in read_json(folder / "manifest.json")["files"]]
-    rows = pl.read_parquet(files, columns=["event_timestamp", "impression_id"])
+    known = set(pl.read_parquet_schema(files[0]))
+    context = [column for column in ws.log.context_columns.categorical if column in known]
+    columns = ["event_timestamp", "impression_id", "user_id", "item_id", *context]
+    rows = pl.read_parquet(files, columns=columns)
     rows = rows.filter(pl.col("event_timestamp") >= ws.splits.valid_end)
     if rows.height != expected:
         raise NotReadyError(
             f"'{name}' was trained on another training set than lies there. Run `headwater train-downstream {name}`."
         )
-    return oracle_logits(truth, task, rows["impression_id"])
+    return rows
 
 
 def _upstream_curves(ws: Workspace) -> list[dict[str, Any]]:

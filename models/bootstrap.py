@@ -25,10 +25,11 @@ from models.metrics import (
 
 @dataclass(frozen=True)
 class Interval:
-    """A value on all rows and the 95% interval of its resamples."""
+    """A value on all rows, the 95% interval of its resamples, and their standard deviation (the standard error)."""
 
     value: float
     ci95: tuple[float, float]
+    error: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ def _interval(values: Floats) -> Interval:
     """Return column 0 with the 2.5% and 97.5% percentiles of the others."""
     resampled = values[1:][np.isfinite(values[1:])]
     low, high = np.quantile(resampled, (0.025, 0.975)) if len(resampled) else (np.nan, np.nan)
-    return Interval(float(values[0]), (float(low), float(high)))
+    error = resampled.std(ddof=1) if len(resampled) > 1 else np.nan
+    return Interval(float(values[0]), (float(low), float(high)), float(error))
 
 
 def _codes(user: ArrayLike) -> tuple[Integers, int]:
