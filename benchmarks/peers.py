@@ -28,13 +28,14 @@ from benchmarks import peers_monolith, peers_retrieval, peers_sasrec, peers_tree
 from benchmarks.peers_rows import RANK, Rows, Vectors, digest, oracle_of, our_logits, rows_of, svd_vectors
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.lake import read_json, replacing, write_json
+from jobs.refresh import Upstream
 from jobs.train_downstream import fit_config
 from jobs.workspace import Workspace
 from models.bootstrap import LiftRow, bootstrap_lift
 from models.downstream.fit import fit_ranker, predict
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
-PARTS = ("retrieval", "trees", "rankers", "monolith")
+PARTS = ("retrieval", "rankers", "trees", "cost", "monolith")
 PLAIN = ("ranker", "none")
 OURS, SVD = "v1 user+item", f"SVD {RANK}"
 Name = tuple[str, str]  # model, embeddings
@@ -135,7 +136,20 @@ class Contest:
         if "monolith" in parts:
             monolith, facts["monolith"] = self._monolith()
             logits |= monolith
-        return self._table(logits) | {"settings": facts, "ranking_cost": facts.get("monolith", {}).pop("cost", None)}
+        cost = self._cost() if "cost" in parts else None
+        return self._table(logits) | {"settings": facts, "ranking_cost": cost}
+
+    @cached_property
+    def upstream(self) -> Upstream:
+        """The model that the first version's vectors come from."""
+        version = self.rows.views[0].rsplit("_", 1)[1]
+        return Upstream(self.ws, self.ws.ledger.space(self.ws.ledger.version(version).space_id))
+
+    @cached_property
+    def known(self) -> peers_monolith.Histories:
+        """What was known of users and items at every refresh."""
+        self.tell(f"{self.rows.task}: users and items at every refresh")
+        return peers_monolith.histories(self.ws, self.rows, self.upstream)
 
     def kept(self, name: str, compute: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> tuple[np.ndarray, Any]:
         """Return test logits [N] and facts, computed once."""
@@ -183,17 +197,8 @@ class Contest:
         return logits, {**asdict(setting), **tried[best], "tried": len(tried)}
 
     def _monolith(self) -> tuple[dict[Name, np.ndarray], dict[str, Any]]:
-        from jobs.refresh import Upstream
-
-        version = self.rows.views[0].rsplit("_", 1)[1]
-        upstream = Upstream(self.ws, self.ws.ledger.space(self.ws.ledger.version(version).space_id))
-        state: dict[str, Any] = {}
-
         def fitted(start: str, rates: dict[str, float], seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-            if "known" not in state:
-                state["known"] = peers_monolith.histories(self.ws, self.rows, upstream)
-            found = peers_monolith.fit(self.ws, self.rows, state["known"], upstream, start, rates, seed)
-            state["model"] = found.model
+            found = peers_monolith.fit(self.ws, self.rows, self.known, self.upstream, start, rates, seed)
             return found.logits, {"valid_log_loss": found.valid_log_loss, "seconds": found.seconds}
 
         def one(start: str, rates: dict[str, float], seed: int) -> tuple[np.ndarray, Any]:
@@ -210,21 +215,20 @@ class Contest:
                 [one(start, rates, seed)[0] for seed in range(self.ws.config.seeds)]
             )
             facts[start] = {"rates": rates, **tried[best], "tried": len(tried)}
-        facts["cost"] = self._cost(upstream, state)
         return logits, facts
 
-    def _cost(self, upstream: Any, state: dict[str, Any]) -> dict[str, Any]:
-        """Return milliseconds of a request of 500 candidates; the weights make no difference to them."""
+    def _cost(self) -> dict[str, float]:
+        """Return milliseconds of a request of 500 candidates; what the weights are makes no difference to them."""
         from models.downstream.artifact import load_ranker
 
         file = self.folder / "cost.json"
         if not file.exists():
-            known = state.get("known") or peers_monolith.histories(self.ws, self.rows, upstream)
+            self.tell(f"{self.rows.task}: time requests")
             record = {each["name"]: each["record"] for each in self.ws.ledger.consumers()}[self.rows.name]
             place = self.ws.home.root / record["artifact"] / "-".join(self.rows.views) / "seed-0"
-            ranker = load_ranker(place, dict.fromkeys(self.rows.views, upstream.space.space_id)).model
-            model = state.get("model") or peers_monolith.untrained(self.rows, upstream)
-            times = peers_monolith.ranking_cost(self.rows, known, model, ranker)
+            ranker = load_ranker(place, dict.fromkeys(self.rows.views, self.upstream.space.space_id)).model
+            model = peers_monolith.untrained(self.rows, self.upstream)
+            times = peers_monolith.ranking_cost(self.rows, self.known, model, ranker)
             write_json({kind: float(np.median(values)) for kind, values in times.items()}, file)
         return dict(read_json(file))
 

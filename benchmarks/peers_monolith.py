@@ -166,9 +166,8 @@ class MonolithTensors(RankerTensors):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained monolith with its test logits [N]."""
+    """The test logits [N] of a trained monolith, and how training went."""
 
-    model: Monolith
     logits: np.ndarray
     valid_log_loss: float
     seconds: float
@@ -211,7 +210,7 @@ def fit(
         offset = sampling_offset(train.label, train.weight)
         fitted = train_ranker(model, learn, check, config, offset, seed=seed, rates=rates)
     logits = predict_tensors(model, judge) + offset
-    return Fitted(model, logits, min(point.valid_log_loss for point in fitted.history), fitted.seconds)
+    return Fitted(logits, min(point.valid_log_loss for point in fitted.history), fitted.seconds)
 
 
 def ranking_cost(

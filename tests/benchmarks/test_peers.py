@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 
-from benchmarks import peers, quality_records
+from benchmarks import peers, peers_trees, quality_records
 from benchmarks.peers_monolith import Monolith, MonolithBatch
 from benchmarks.peers_retrieval import SEARCH, Asked
 from benchmarks.peers_rows import svd_refreshes
@@ -22,6 +22,7 @@ from models.downstream.batches import RankerBatch, RankerTensors
 from models.downstream.fit import FitConfig, train_ranker
 from models.downstream.inputs import RankerData, RankerSpec
 from models.downstream.ranker import Ranker, RankerConfig
+from models.metrics import roc_auc, sigmoid
 from models.presets import debug
 from models.upstream import DERM, InputSpec, ItemBatch, UserBatch
 
@@ -199,3 +200,23 @@ def test_records_are_what_the_file_of_records_takes(tmp_path: Any) -> None:
         ("ctr", "monolith", 9.0),
         ("retrieval", "ALS", None),
     }
+
+
+def test_trees_learn_and_are_calibrated_for_the_log_before_sampling() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(9000, 3)).astype(np.float32)
+    label = (rng.random(9000) < sigmoid(values[:, 0] - 2.0)).astype(np.float32)
+    kept = (label > 0) | (rng.random(9000) < 0.5)  # half of the negatives are dropped, the rest weigh twice
+    values, label = values[kept], label[kept]
+    period = np.arange(len(label)) % 3
+    rows: Any = SimpleNamespace(
+        chosen=tuple(period == part for part in range(3)),
+        known_train=label,
+        known_valid=label,
+        data=SimpleNamespace(weight=np.where(label > 0, 1.0, 2.0)),
+    )
+    setting = dataclasses.replace(peers_trees.SEARCH[0], leaves=7)
+    found = peers_trees.fit(rows, peers_trees.Table(values, []), setting, seed=0)
+    test, weight = label[period == 2], rows.data.weight[period == 2]
+    assert roc_auc(test, found.logits) > 0.7
+    assert (sigmoid(found.logits) * weight).sum() == pytest.approx(test.sum(), rel=0.1)
