@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 RECBOLE := .venv-recbole
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-periods crash-matrix bench-switching bench-smoothing bench-world bench-peers clean
+.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-periods crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,6 +77,19 @@ $(RECBOLE)/.ready: benchmarks/peers_sasrec_requirements.txt
 	@$(PYTHON) -m venv $(RECBOLE)
 	@$(RECBOLE)/bin/python -m pip install --no-compile --quiet -r $<
 	@touch $@
+
+bench-quality: $(READY)  ## records of the demo's lift table, retrieval and ranking cost; docs/results.md (a minute)
+	@$(BIN)/python -m benchmarks.quality
+	@$(BIN)/python -m benchmarks.quality_tables
+
+bench-staleness: $(READY)  ## lift against days since refresh, on the demo's home folder (minutes)
+	@$(BIN)/python -m benchmarks.quality_staleness
+
+bench-sanity: $(READY)  ## shuffled labels, shuffled ids, a deliberate leak, on the demo's home folder (minutes)
+	@$(BIN)/python -m benchmarks.quality_sanity
+
+bench-ablations: $(READY)  ## one choice of the upstream changed at a time, on a simulated world (half an hour, resumable)
+	@$(BIN)/python -m benchmarks.quality_ablations
 
 clean:  ## remove the demo's home folder (the virtual environment stays)
 	rm -rf .headwater

@@ -35,6 +35,8 @@ OPTIONAL = (
     "comparisons",
     "positives",
     "baseline",
+    "against_default",
+    "against_default_ci95",
     "note",
 )
 
