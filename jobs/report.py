@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from feature_repo.contracts.errors import LakeError, NotReadyError
 from jobs import report_quality as quality
+from jobs import report_records as beside
 from jobs import report_time as history
 from jobs.page_templates import environment
 from jobs.report_charts import day, duration, number, percent
@@ -62,6 +63,7 @@ def run(home: Path) -> ReportResult:
         raise LakeError(f"{source} is not valid JSON ({error}). Run `headwater evaluate` again.") from error
     if not isinstance(summary, dict):
         raise LakeError(f"{source} holds no JSON object. Run `headwater evaluate` again.")
+    summary["records"] = _records(source.with_name("quality.json"))
     page = render(summary, pages=source.with_name("gate").joinpath("index.html").exists()).encode()
     target = source.with_name("report.html")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -93,6 +95,8 @@ def render(summary: Part, *, pages: bool = False) -> str:
         headline=quality.headline(summary),
         facts=quality.facts(summary),
         lift=[quality.lift(task, rows) for task, rows in tasks_of(summary).items()],
+        groups=beside.groups(rows_of(summary, "groups")),
+        records=beside.records(rows_of(summary, "records")),
         skipped=rows_of(summary, "skipped"),
         retrieval=quality.retrieval(rows_of(summary, "retrieval")),
         retrieval_setup=part(summary, "retrieval_setup"),
@@ -106,6 +110,17 @@ def render(summary: Part, *, pages: bool = False) -> str:
         timings=history.timings(part(summary, "timings_s")),
         machine=part(summary, "machine"),
     )
+
+
+def _records(path: Path) -> list[Part]:
+    """Return the records of quality that a benchmark put beside the summary; none where it did not."""
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LakeError(f"{path} is not valid JSON ({error}). Remove it, or run the benchmark again.") from error
+    return found if isinstance(found, list) else []
 
 
 @cache

@@ -77,8 +77,11 @@ def facts(summary: Part) -> list[Part]:
     return [dict(zip(("label", "value", "note", "tone"), fact, strict=True)) for fact in facts]
 
 
-def lift(task: str, rows: Sequence[Part]) -> Part:
-    """Return one task's rows with their reading and their line of the forest plot, all on one scale."""
+def lift(task: str, rows: Sequence[Part], noun: str = "embeddings") -> Part:
+    """Return one task's rows with their reading and their line of the forest plot, all on one scale.
+
+    The first row is the one that the others are compared with; `noun` says what their names are of.
+    """
     base = real(rows[0].get("auc"))
     seeds = [[auc / base - 1 for auc in numbers(row.get("auc_seeds"))] if base else [] for row in rows]
     drawn = [0.0, *(value for marks in seeds for value in marks)]
@@ -93,7 +96,7 @@ def lift(task: str, rows: Sequence[Part]) -> Part:
         if index == 0:
             change, ci, tone = 0.0, None, "base"
         name = str(row.get("embeddings", "unnamed"))
-        label = f"{task_name(task)}, embeddings {name}: {percent(change, signed=True)}, {READINGS[tone]}"
+        label = f"{task_name(task)}, {noun} {name}: {percent(change, signed=True)}, {READINGS[tone]}"
         label += f", 95% interval {bounds_text(ci)}" if ci else ""
         forest = draw.forest(scale, change, ci, marks, at, tone, label)
         lines.append({**row, "name": name, "tone": tone, "ci": ci, "reading": READINGS[tone], "forest": forest})
