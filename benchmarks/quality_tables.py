@@ -91,8 +91,8 @@ def _retrieval(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _helped_not(records: Sequence[dict[str, Any]]) -> str:
-    """List what made nothing better that the interval can tell: lifts not above zero, changes that cost nothing."""
-    said = []
+    """List what made nothing better that the interval can tell, changes that cost nothing, and who does better."""
+    said = _better(records)
     for row in records:
         lift, ends = row["relative_auc_lift"], row["ci95"]
         who = f"{row['task']}: {row['model']}" + (f" ({row['embeddings']})" if row["embeddings"] != "none" else "")
@@ -105,6 +105,25 @@ def _helped_not(records: Sequence[dict[str, Any]]) -> str:
     if not records:
         return ABSENT
     return "\n".join(said) or "Every row above lies above zero, and every change from the default below it."
+
+
+def _better(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Name the models of others that score above the best of ours, task by task."""
+    said = []
+    for task in sorted({row["task"] for row in records}):
+        figure = "recall_at_100" if task == "retrieval" else "auc"
+        known = [row for row in records if row["task"] == task and row[figure] is not None]
+        own = [row for row in known if row["model"].startswith(("DERM", "ranker")) and "SVD" not in row["embeddings"]]
+        if not own:
+            continue
+        best = max(own, key=lambda row: row[figure])
+        for row in known:
+            if row not in own and row["model"] != "true probabilities" and row[figure] > best[figure]:
+                who = row["model"] + (f" ({row['embeddings']})" if row["embeddings"] != "none" else "")
+                ours = best["model"] + (f" ({best['embeddings']})" if task != "retrieval" else "")
+                name = figure.replace("_at_", "@").replace("auc", "ROC-AUC")
+                said.append(f"- {task}: {who} has {name} {row[figure]:.4f}, {ours} {best[figure]:.4f}.")
+    return said
 
 
 def _staleness(path: Path) -> str:

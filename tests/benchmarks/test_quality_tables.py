@@ -57,6 +57,17 @@ def test_a_summary_becomes_records_and_those_the_page(summary: dict[str, Any], t
     assert "| DERM v1 | 0.2500 | 0.2400 to 0.2600 |" in table("retrieval world", tmp_path)
 
 
+def test_whoever_does_better_than_ours_is_named(summary: dict[str, Any], tmp_path: Path) -> None:
+    records = records_of(summary, {}, "make this")
+    peer = records[0] | {"model": "LightGBM", "auc": 0.6, "command": "peers"}
+    als = records[-1] | {"model": "ALS", "recall_at_100": 0.3}
+    put([*records, peer, peer | {"model": "weak", "auc": 0.4}, als], tmp_path / "quality.json")
+    written = table("helped not world", tmp_path)
+    assert "- ctr: LightGBM has ROC-AUC 0.6000, ranker (none) 0.5000." in written
+    assert "- retrieval: ALS has recall@100 0.3000, DERM v1 0.2500." in written
+    assert "weak" not in written and "true probabilities" not in written
+
+
 def test_what_was_not_measured_is_said_so(tmp_path: Path) -> None:
     for name in ("world ctr", "retrieval world", "helped not world", "staleness", "sanity"):
         assert table(name, tmp_path) == ABSENT

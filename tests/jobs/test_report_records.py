@@ -72,4 +72,5 @@ def test_the_lift_table_says_how_many_rows_there_are() -> None:
     base = {"task": "ctr", "embeddings": "none", "auc": 0.7, "relative_auc_lift": 0.0, "ci95": [0, 0]}
     row = {**base, "embeddings": "user", "relative_auc_lift": 0.01, "adjusted_p_value": 0.0421, "comparisons": 6}
     assert "p 0.042 of 6" in render({"lift": [base, row]})
+    assert "p &lt; 0.001 of 6" in render({"lift": [base, {**row, "adjusted_p_value": 1e-9}]})
     assert " of 6" not in render({"lift": [base, {**row, "adjusted_p_value": None}]})
