@@ -5,7 +5,7 @@ the upstream is trained anew, vectors are refreshed through gate and ledger for 
 point in time, and CTR rankers are trained with user and item vectors, two seeds. Every one is held against the ranker
 without vectors, and against the default setting on the same resamples.
 
-    make bench-ablations                                             # three to four minutes of one core per setting
+    make bench-ablations                                             # a minute and a half of one core per setting
     python -m benchmarks.quality_ablations --work DIR --only "contrastive loss off"
 
 Killed, the same command goes on; records go into quality.json as each setting is done.
