@@ -81,6 +81,9 @@ class Consumer(_Settings):
     task: Task
     versions: tuple[str, ...]
     owner: str = "downstream team"
+    each_alone: bool = Field(
+        False, description="also train rankers with each further version alone: does more add to the best of them?"
+    )
 
 
 class Config(_Settings):

@@ -50,13 +50,19 @@ class Result:
     reused: bool = False
 
 
-def variants_of(versions: tuple[str, ...]) -> tuple[Variant, ...]:
-    """Return the rows of the lift table, like the paper's: none, user, user and item, then each further upstream."""
+def variants_of(versions: tuple[str, ...], each_alone: bool = False) -> tuple[Variant, ...]:
+    """Return the rows of the lift table, like the paper's: none, user, user and item, then each further upstream.
+
+    With `each_alone` the further upstreams also have rows of their own, before they are added.
+    """
     first, *others = versions
     views = [embedding_view("user", first)]
     found = [Variant("none", ()), Variant("user", tuple(views))]
     views.append(embedding_view("item", first))
     found.append(Variant("user+item", tuple(views)))
+    for version in others if each_alone else ():
+        pair = (embedding_view("user", version), embedding_view("item", version))
+        found.append(Variant(f"user+item of {version}", pair))
     for version in others:
         views += [embedding_view("user", version), embedding_view("item", version)]
         found.append(Variant(f"user+item, {version} added", tuple(views)))
@@ -86,9 +92,11 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     check_pins(manifest.get("spaces", spaces), spaces, who=f"The training set of {name}")
     config = fit_config(manifest["rows"])
     request = {"training_set": manifest["request"], "seeds": ws.config.seeds, "fit": asdict(config)}
+    if consumer.each_alone:
+        request["each_alone"] = True  # only where it is set: a setting that is new changes no training without it
     key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
     folder = ws.home.artifacts / f"{name}-{key}"
-    variants = variants_of(consumer.versions)
+    variants = variants_of(consumer.versions, consumer.each_alone)
     done = folder / "consumer.json"
     if not done.exists():
         # The largest first: then no process is left with a long one at the end.

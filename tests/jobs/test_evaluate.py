@@ -13,6 +13,7 @@ import pytest
 
 from jobs.evaluate_groups import groups_of, lift_by_group
 from jobs.evaluate_paper import adjust, notes, published, table
+from jobs.train_downstream import variants_of
 
 CUT, TEST = datetime(2024, 3, 1, tzinfo=UTC), datetime(2024, 5, 1, tzinfo=UTC)
 
@@ -129,3 +130,12 @@ def test_lift_by_group_and_groups_too_small_to_say(workspace: Any) -> None:
     assert known["rows"] == 240 and known["users"] == 20 and known["ci95"][0] > 0.1
     assert known["share_of_possible_gain"] > 0.8
     assert known["relative_auc_lift"] == pytest.approx(known["auc"] / known["baseline_auc"] - 1, rel=0.05)
+
+
+def test_rows_of_the_lift_table_with_each_upstream_alone() -> None:
+    plain = variants_of(("v1", "v2", "v3"))
+    assert [row.name for row in plain] == ["none", "user", "user+item", "user+item, v2 added", "user+item, v3 added"]
+    alone = variants_of(("v1", "v2", "v3"), each_alone=True)
+    assert [row.name for row in alone][3:5] == ["user+item of v2", "user+item of v3"]
+    assert alone[3].views == ("user_embedding_v2", "item_embedding_v2")
+    assert (*alone[:3], *alone[5:]) == plain
