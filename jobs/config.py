@@ -59,6 +59,12 @@ class Upstream(_Settings):
     positives: Literal["click", "conversion"] = Field(
         "conversion", description="outcome that, beside the activity, makes a pair attract in the contrastive loss"
     )
+    fold_in: float | None = Field(
+        None,
+        gt=0,
+        description="fold recent choices into the vectors at every refresh; so many of them count as much as the "
+        "model's own vector. null: the model alone",
+    )
     seed: int = 0
     start_from: str | None = Field(
         None,

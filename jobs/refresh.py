@@ -17,6 +17,8 @@ from feature_repo.contracts.errors import LakeError, NotReadyError, SpaceMismatc
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.contracts.types import Entity, Space, View
 from feature_repo.lifecycle import Origin
+from jobs import folding
+from jobs.folding import Folding
 from jobs.publication import Candidate, Publication, clocked, publish_together, published
 from jobs.snapshot_gate import id_type_of, judge
 from jobs.workspace import Progress, Workspace, silent
@@ -67,6 +69,15 @@ class Upstream:
         self.tables: Tables
         # Each entity's table of the last moment: the gate asks for it again, and so does every other version.
         self._read: dict[Entity, tuple[datetime, Any]]
+        self._folding: Folding | None = None
+        fold_in = folding.of_space(space.config)
+        if fold_in is not None:
+            self._folding = Folding(
+                fold_in,
+                lambda as_of: self.tables.activity.between(as_of - ws.config.coverage, as_of),
+                lambda entity, as_of: np.asarray(self._table(entity, as_of).code),
+                lambda entity, as_of: self._run(entity, as_of, np.arange(len(self._table(entity, as_of).code))),
+            )
         if like is not None and like.tables.encoder == encoder:
             self.tables, self._read = like.tables, like._read
             return
@@ -89,19 +100,30 @@ class Upstream:
     def infer(
         self, entity: Entity, as_of: datetime, only: np.ndarray | None = None
     ) -> tuple[pl.Series, np.ndarray, np.ndarray]:
-        """Return ids [N], unit vectors float32 [N, D] and their norms before scaling float32 [N].
+        """Return ids [N], unit vectors float32 [N, D] and the norms of the model's before scaling float32 [N].
 
         Parameters
         ----------
         only
             Positions int64 [N] in :meth:`ids` to compute; None for all.
         """
+        code = self._table(entity, as_of).code
+        places = np.arange(len(code)) if only is None else only
+        if self._folding is not None and only is None:
+            vectors, norms = self._folding.vectors(entity, as_of)
+        else:
+            vectors, norms = self._run(entity, as_of, places)
+            if self._folding is not None:
+                vectors = self._folding.again(entity, as_of, places, vectors)
+        return self._ids[entity][code[places]], vectors, norms
+
+    def _run(self, entity: Entity, as_of: datetime, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the model's own unit vectors and norms of some positions."""
         import torch
 
         from jobs.features.batches import item_batch, user_batch
 
         table = self._table(entity, as_of)
-        places = np.arange(len(table.code)) if only is None else only
         count = len(places)
         vectors = np.empty((count, self.space.dim), np.float32)
         norms = np.empty(count, np.float32)
@@ -114,7 +136,7 @@ class Upstream:
                     vector, norm = self.model.item_vectors(item_batch(table, rows))
                 here = slice(start, start + len(rows))
                 vectors[here], norms[here] = vector.numpy(), norm.numpy()
-        return self._ids[entity][table.code[places]], vectors, norms
+        return vectors, norms
 
 
 def upstream_at(ws: Workspace, version: str, as_of: datetime) -> Upstream:

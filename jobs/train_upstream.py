@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from feature_repo.contracts.errors import ConfigError, NotReadyError
 from feature_repo.contracts.types import Space, Version
 from feature_repo.lake import read_json, write_json
+from jobs import folding
 from jobs.lanes import side_by_side
 from jobs.workspace import Progress, Workspace, silent
 
@@ -119,7 +120,8 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
     fitted = fit_upstream(
         ws, settings, presets.by_name(ws.config.preset), checkpoints=folder / "checkpoint", progress=progress
     )
-    identity = space_id(fitted.model.state_dict(), fitted.model.config.to_dict(), ws.log.fingerprint)
+    config = {**fitted.model.config.to_dict(), **folding.setting(settings.fold_in)}
+    identity = space_id(fitted.model.state_dict(), config, ws.log.fingerprint)
     artifact = ws.home.artifacts / identity
     fitted.save(artifact)
     space = Space(
@@ -128,7 +130,7 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
         train_end=settings.train_end or ws.splits.upstream_end,
         data_fingerprint=ws.log.fingerprint,
         artifact=str(artifact.relative_to(ws.home.root)),
-        config=fitted.model.config.to_dict(),
+        config=config,
     )
     enter_log(ws)
     ws.ledger.put_space(space)

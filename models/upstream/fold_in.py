@@ -1,0 +1,166 @@
+"""Fold what was chosen lately into the vectors of a model that was trained long ago.
+
+A model trained months ago knows neither the items that came since nor who is bought together now. Between two trainings
+its vectors are the prior of one or two rounds of weighted matrix factorization (Hu, Koren and Volinsky, Collaborative
+Filtering for Implicit Feedback Datasets, ICDM 2008) on the choices of the last weeks: users given the model's items,
+items given those users, users given those items. The prior keeps every vector near what the model says, so that the
+space stays the model's (docs/adr/0090-choices-are-folded-in.md).
+
+Legend: U users, I items, X rows being solved, Y the other side, P pairs, E vector dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from feature_repo.contracts.errors import ConfigError
+
+STEPS = 2  # of conjugate gradients: more change recall in the fourth digit
+CHUNK_PAIRS = 1 << 16
+
+
+@dataclass(frozen=True)
+class FoldIn:
+    """How choices are folded in.
+
+    Attributes
+    ----------
+    prior
+        How many choices the model's own vector counts as much as.
+    confidence
+        Weight of one choice against 1 of an item that was not chosen.
+    rounds
+        How often items and then users are solved.
+    """
+
+    prior: float = 10.0
+    confidence: float = 10.0
+    rounds: int = 2
+
+    def __post_init__(self) -> None:
+        if self.prior <= 0 or self.confidence <= 0 or self.rounds < 1:
+            raise ConfigError("fold_in: prior and confidence must be above 0 and rounds at least 1.")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Who chose what how often: positions of user and item int64 [P] each and counts float32 [P], sorted by user."""
+
+    user: Tensor
+    item: Tensor
+    count: Tensor
+
+    def by_item(self) -> Choices:
+        """Return the same sorted by item, with the two sides exchanged."""
+        order = torch.argsort(self.item, stable=True)
+        return Choices(self.item[order], self.user[order], self.count[order])
+
+    def of(self, rows: Tensor) -> Choices:
+        """Return the choices of some rows (first side), each by its position among `rows`."""
+        starts = torch.searchsorted(self.user, rows)
+        sizes = torch.searchsorted(self.user, rows, right=True) - starts
+        place = torch.repeat_interleave(torch.arange(len(rows)), sizes)
+        within = torch.arange(len(place)) - torch.repeat_interleave(torch.cumsum(sizes, 0) - sizes, sizes)
+        at = starts[place] + within
+        return Choices(place, self.item[at], self.count[at])
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The result, and what it takes to solve any row of it again.
+
+    Attributes
+    ----------
+    users, items
+        Unit vectors float32 [U, E] and [I, E].
+    for_items, for_users
+        What the last solution of the items and of the users was given: users [U, E] and items [I, E] as solved.
+    """
+
+    users: Tensor
+    items: Tensor
+    for_items: Tensor
+    for_users: Tensor
+
+
+def fold_in(users_UE: Tensor, items_IE: Tensor, choices: Choices, config: FoldIn) -> Folded:
+    """Return the vectors of users and items after the choices.
+
+    Parameters
+    ----------
+    users_UE, items_IE
+        The model's unit vectors.
+    choices
+        Of the window that counts.
+    """
+    by_item = choices.by_item()
+    given, solved = users_UE, items_IE
+    users = solve(users_UE, items_IE, choices, config)
+    for _ in range(config.rounds):
+        given = users
+        solved = solve(items_IE, given, by_item, config)
+        users = solve(users_UE, solved, choices, config)
+    return Folded(functional.normalize(users), functional.normalize(solved), given, solved)
+
+
+def solve(prior_XE: Tensor, other_YE: Tensor, choices: Choices, config: FoldIn) -> Tensor:
+    """Return for every row x the minimum of a quadratic form, float32 [X, E].
+
+    It is sum over all y of (x.y)^2, plus over chosen ones confidence * count * (1 - x.y)^2 + (1 - 2 x.y), plus
+    prior * confidence * |x - x0|^2: by conjugate gradients, preconditioned with what all rows share. A row that
+    chose nothing keeps its prior: that it was not seen says nothing.
+    """
+    weight = config.prior * config.confidence
+    shared_EE = other_YE.T @ other_YE + weight * torch.eye(other_YE.shape[1])
+    inverse_EE = torch.cholesky_inverse(torch.linalg.cholesky(shared_EE))
+    solved_XE = torch.empty_like(prior_XE)
+    for rows, pairs in _chunks(choices, len(prior_XE)):
+        place = choices.user[pairs] - rows.start
+        near_PE = other_YE.index_select(0, choices.item[pairs])
+        extra_P = choices.count[pairs] * config.confidence
+        start_XE = prior_XE[rows]
+
+        def times(x_XE: Tensor, place: Tensor = place, near_PE: Tensor = near_PE, extra_P: Tensor = extra_P) -> Tensor:
+            told_P = (x_XE.index_select(0, place) * near_PE).sum(1) * extra_P
+            return (x_XE @ shared_EE).index_add_(0, place, near_PE * told_P[:, None])
+
+        wanted_XE = (weight * start_XE).index_add_(0, place, near_PE * (1 + extra_P)[:, None])
+        found_XE = _conjugate_gradients(times, inverse_EE, wanted_XE, start_XE)
+        seen_X = torch.zeros(len(start_XE), dtype=torch.bool).index_fill_(0, place, True)
+        solved_XE[rows] = torch.where(seen_X[:, None], found_XE, start_XE)
+    return solved_XE
+
+
+def _conjugate_gradients(
+    times: Callable[[Tensor], Tensor], inverse_EE: Tensor, wanted_XE: Tensor, start_XE: Tensor
+) -> Tensor:
+    x = start_XE.clone()
+    rest = wanted_XE - times(x)
+    step = rest @ inverse_EE
+    size = (rest * step).sum(1, keepdim=True)
+    direction = step
+    for _ in range(STEPS):
+        moved = times(direction)
+        length = size / (direction * moved).sum(1, keepdim=True).clamp_min(1e-20)
+        x = x + length * direction
+        rest = rest - length * moved
+        step = rest @ inverse_EE
+        before, size = size, (rest * step).sum(1, keepdim=True)
+        direction = step + size / before.clamp_min(1e-20) * direction
+    return x
+
+
+def _chunks(choices: Choices, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Cut rows into runs of about CHUNK_PAIRS choices, and give each with its choices."""
+    ends = torch.searchsorted(choices.user, torch.arange(rows), right=True)
+    first = pair = 0
+    while first < rows:
+        last = int(torch.searchsorted(ends, pair + CHUNK_PAIRS, right=True))
+        last = min(max(last, first + 1), first + CHUNK_PAIRS, rows)
+        yield slice(first, last), slice(pair, int(ends[last - 1]))
+        first, pair = last, int(ends[last - 1])

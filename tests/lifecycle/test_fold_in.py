@@ -1,0 +1,89 @@
+"""A version whose refreshes fold recent choices in: the gate recomputes it, and it sees nothing of the future."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from feature_repo.contracts.naming import ENTITIES
+from feature_repo.contracts.types import Entity, Version
+from jobs import folding, refresh
+from jobs.publication import clocked
+from jobs.snapshot_gate import judge
+from jobs.workspace import Workspace
+from tests.lifecycle.conftest import CUT
+
+
+@pytest.fixture
+def folded(learned: Workspace) -> Workspace:
+    """The same model once more, as v2 that folds in."""
+    space = learned.ledger.space(learned.ledger.version("v1").space_id)
+    learned.ledger.put_space(replace(space, space_id="f01ded", config={**space.config, **folding.setting(10.0)}))
+    learned.ledger.put_version(Version("v2", "f01ded", "folds in", "upstream team", 0.5))
+    return learned
+
+
+def test_refreshes_pass_the_gate_and_unfolded_ones_do_not(folded: Workspace) -> None:
+    upstream = refresh.upstream_at(folded, "v2", CUT)
+    for back in (28, 14, 0):
+        as_of = CUT - timedelta(days=back)
+        done = refresh.run(folded, "v2", as_of, upstream=upstream)
+        for publication in done.publications:
+            told = {check.name: check.passed for check in publication.snapshot.verdict.checks}
+            assert publication.snapshot.verdict.accepted and told["agreement"] is True
+    # The model's own vectors are not what v2 says.
+    first = folded.ledger.snapshots("item_embedding_v2", accepted=True)[0]
+    plain = refresh.upstream_at(folded, "v1", first.as_of)
+    ids, vectors, norms = plain.infer("item", first.as_of)
+    path = folded.home.root / "plain.parquet"
+    available_at = first.as_of + folded.config.availability_lag
+    pq.write_table(clocked(refresh.vector_table("item_id", ids, vectors, norms), available_at), path)
+    verdict = judge(folded, upstream, "v2", "item", path, first.as_of)
+    assert "agreement" in {check.name for check in verdict.checks if not check.passed} and not verdict.accepted
+
+
+@pytest.mark.parametrize("entity", ENTITIES)
+def test_a_sample_is_what_the_whole_is(folded: Workspace, entity: Entity) -> None:
+    upstream = refresh.upstream_at(folded, "v2", CUT)
+    ids, vectors, norms = upstream.infer(entity, CUT)
+    places = np.array([5, 0, len(ids) - 1])
+    again = upstream.infer(entity, CUT, places)
+    assert again[0].to_list() == ids.gather(places).to_list()
+    assert np.allclose(again[1], vectors[places], atol=1e-5) and np.allclose(again[2], norms[places], rtol=1e-5)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    plain = refresh.upstream_at(folded, "v1", CUT)
+    assert np.abs(plain.infer(entity, CUT)[1] - vectors).max() > 0.05
+
+
+def test_what_happens_later_does_not_show(folded: Workspace) -> None:
+    as_of = CUT - timedelta(days=14)
+    before = refresh.upstream_at(folded, "v2", as_of).infer("item", as_of)[1]
+    changed = refresh.upstream_at(folded, "v2", as_of)
+    activity = changed.tables.activity
+    later = activity.time_us >= int(as_of.timestamp() * 1_000_000)
+    assert later.any()
+    activity.item = np.where(later, activity.item[::-1], activity.item)
+    assert np.array_equal(changed.infer("item", as_of)[1], before)
+
+
+def test_two_sides_of_one_moment_are_solved_once(folded: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from models.upstream import fold_in as module
+
+    asked: list[int] = []
+    real = module.fold_in
+
+    def counted(*given: Any) -> Any:
+        asked.append(1)
+        return real(*given)
+
+    monkeypatch.setattr(module, "fold_in", counted)
+    upstream = refresh.upstream_at(folded, "v2", CUT)
+    for entity in ENTITIES:
+        upstream.infer(entity, CUT)
+        upstream.infer(entity, CUT, np.array([1]))
+    assert len(asked) == 1
