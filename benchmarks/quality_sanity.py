@@ -36,13 +36,15 @@ from models.bootstrap import bootstrap_lift
 from models.downstream.inputs import RankerData
 
 RESULTS = Path(__file__).parent / "results" / "sanity.json"
+HOME = Path(".headwater")
 LEAKY = "v9"
 
 
 def main() -> None:
     """Run the three experiments on a copy of a home folder, print and write what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, default=Path(".headwater"), help="home folder after `headwater run`")
+    parser.add_argument("--home", type=Path, default=HOME, help="home folder after `headwater run`")
+    parser.add_argument("--name", help="how the home folder is called in the record, where its path tells nobody")
     parser.add_argument("--work", type=Path, help="keep copy and scores here, so that a killed run goes on")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -50,6 +52,8 @@ def main() -> None:
     home = arguments.home.resolve()
     with TemporaryDirectory(dir=home.parent) as scratch:  # hard links need the same disk
         record = measure(home, arguments.work or Path(scratch), arguments.seeds)
+    if arguments.home != HOME:
+        record["command"] = f"python -m benchmarks.quality_sanity --home {arguments.name or arguments.home}"
     with replacing(arguments.out) as staged:
         staged.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for row in record["experiments"]:

@@ -326,8 +326,8 @@ def evaluate(
         typer.Option(help="Folder of true probabilities: adds the share of the possible gain. From config.yaml."),
     ] = None,
     table: Annotated[
-        Literal["lift", "paper"],
-        typer.Option(help="paper: the published table's rows beside its lifts, and how many comparisons there are."),
+        Literal["lift", "paper", "groups"],
+        typer.Option(help="paper: beside the published lifts, corrected for their number. groups: by sub-group."),
     ] = "lift",
     home: HomeOption = HOME,
 ) -> None:
@@ -337,7 +337,7 @@ def evaluate(
     `headwater evaluate --truth world/truth`
     """
     from jobs import evaluate as job
-    from jobs import evaluate_paper, report
+    from jobs import evaluate_groups, evaluate_paper, report
 
     ws = open_home(home)
     result = job.run(ws, truth=truth, progress=progress_reporter())
@@ -345,6 +345,8 @@ def evaluate(
         print_table(evaluate_paper.table(result.summary), "\nThe paper's rows, test period")
         for note in evaluate_paper.notes(result.summary):
             typer.echo(note)
+    elif table == "groups":
+        print_table(evaluate_groups.table(result.summary["groups"]), "\nLift by sub-group, test period")
     else:
         print_lift(result.summary)
     typer.echo(f"\nReport:  {report.run(ws.home.root).path}\nNumbers: {result.path}")

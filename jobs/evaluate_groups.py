@@ -132,3 +132,23 @@ def lift_by_group(
                 }
             )
     return table
+
+
+def table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return the sub-groups of a summary, written for a person."""
+    written = []
+    for row in rows:
+        known = row["embeddings"] is not None
+        written.append(
+            {
+                "task": row["task"],
+                "sub-group": row["group"] if row["kind"] in ("users", "items") else f"{row['kind']} {row['group']}",
+                "embeddings": row["embeddings"] or "-",
+                "rows": f"{row['rows']:,}",
+                "users": f"{row['users']:,}",
+                "positives": f"{row['positives']:,}",
+                "lift": f"{row['relative_auc_lift']:+.3%}" if known else row["why"],
+                "95% interval": f"[{row['ci95'][0]:+.3%}, {row['ci95'][1]:+.3%}]" if known else "",
+            }
+        )
+    return written

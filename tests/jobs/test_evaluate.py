@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from jobs.evaluate_groups import groups_of, lift_by_group
+from jobs.evaluate_groups import table as groups_table
 from jobs.evaluate_paper import adjust, notes, published, table
 from jobs.train_downstream import variants_of
 
@@ -125,6 +126,9 @@ def test_lift_by_group_and_groups_too_small_to_say(workspace: Any) -> None:
         resamples=50,
     )
     by_name = {row["group"]: row for row in found}
+    written = groups_table([{"task": "ctr", **row} for row in found])
+    assert written[0]["lift"].startswith("fewer than 20") and written[1]["rows"] == "240"
+    assert written[-1]["sub-group"] == "surface search" and written[1]["95% interval"].startswith("[+")
     assert by_name["new users"]["embeddings"] is None and "fewer than 20" in by_name["new users"]["why"]
     known = by_name["known users"]
     assert known["rows"] == 240 and known["users"] == 20 and known["ci95"][0] > 0.1
