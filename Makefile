@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 RECBOLE := .venv-recbole
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-periods crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers clean
+.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,9 @@ bench-smoothing: $(READY)  ## rankers with smoothed and raw vectors over several
 
 bench-periods: $(READY)  ## the demo's chain on another part of the year (ten minutes)
 	@$(BIN)/python -m benchmarks.periods
+
+bench-train: $(READY)  ## training and inference of the upstream beside bare loops, 1M and 10M impressions (minutes, 4 GB of disk)
+	@$(BIN)/python -m benchmarks.train
 
 bench-world: $(READY)  ## time and memory of headwater simulate at 1M and 20M impressions (minutes, 1 GB of disk)
 	@$(BIN)/python -m benchmarks.world

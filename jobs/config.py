@@ -19,6 +19,7 @@ from feature_repo.contracts.naming import check_version
 from feature_repo.lake import Home, replacing
 
 Task = Literal["ctr", "cvr", "retrieval"]
+DhenModule = Literal["masknet", "transformer", "mlp"]
 
 
 class _Settings(BaseModel):
@@ -73,6 +74,21 @@ class Upstream(_Settings):
     alignment: float | None = Field(
         None, ge=0, description="weight of the loss that keeps vectors near those of start_from; null: 0"
     )
+    modules: tuple[tuple[DhenModule, DhenModule], ...] | None = Field(
+        None, min_length=1, description="DHEN modules of all towers: one pair, or one per layer; null: the preset's"
+    )
+    conversion_loss: Literal["clicked", "esmm"] | None = Field(None, description="null: clicked")
+    weighting: Literal["fixed", "uncertainty"] | None = Field(None, description="of the losses; null: fixed")
+    sources: Literal["joint", "alternating"] | None = Field(
+        None, description="a data source for each head, both in every batch or in turns; null: one stream for both"
+    )
+    negatives: float | None = Field(None, gt=0, le=1, description="share of unclicked opportunities kept; null: all")
+    conversion_rows: int | None = Field(None, ge=1, description="clicked rows per batch; null: see docs/training.md")
+    conversion_share: float | None = Field(None, gt=0, lt=1, description="of alternating steps; null: each row once")
+    uniform_negatives: int | None = Field(None, ge=1, description="items per batch drawn beside its own; null: none")
+    precision: Literal["float32", "bfloat16"] | None = Field(None, description="of the towers; null: the preset's")
+    compile: bool | None = Field(None, description="whether torch compiles the model; null: the preset's")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="of training; null: cuda where there is one")
 
     @model_validator(mode="after")
     def _named(self) -> Upstream:

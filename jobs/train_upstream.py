@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feature_repo.contracts.errors import ConfigError, NotReadyError
+from feature_repo.contracts.errors import ConfigError
 from feature_repo.contracts.types import Space, Version
-from feature_repo.lake import read_json, write_json
+from feature_repo.lake import read_json, sweep, write_json
 from jobs import folding
 from jobs.lanes import side_by_side
 from jobs.workspace import Progress, Workspace, silent
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from models.presets import Preset
     from models.upstream.derm import DERM
 
-WARM_UP = timedelta(days=28)
 # A small log gets more passes, up to a bound: below some two hundred steps no space has formed yet.
 MIN_STEPS, MAX_EPOCHS = 180, 20
 
@@ -202,112 +204,50 @@ def fit_upstream(
     NotReadyError
         If no labelled row with a history lies before the cut-off.
     """
-    from jobs.features.batches import TrainingRows, input_spec
-    from jobs.features.labels import as_known_at, opportunities
-    from jobs.features.tables import Tables, fit_encoder
+    from jobs.prepare_upstream import Start, prepare, training_device
     from models.training import fit
     from models.upstream.alignment import Aligned
     from models.upstream.derm import DERM
 
-    version, cutoff = settings.version, settings.train_end or ws.splits.upstream_end
-    rows = as_known_at(opportunities(ws.log), cutoff)
-    grid = ws.refresh_moments(ws.log.start + WARM_UP, cutoff)
-    old = None if settings.start_from is None else _Start.load(ws, ws.ledger.space(settings.start_from))
-    if old is not None:
-        rows = rows.filter(rows["event_timestamp"] >= old.since)
-        grid = [moment for moment in grid if moment + ws.config.refresh_every > old.since]
-    if not grid or rows.height == 0:
-        raise NotReadyError(
-            f"No labelled row lies between {old.since if old else ws.log.start + WARM_UP} and the upstream cut-off "
-            f"{cutoff}. "
-            "Ingest a longer log or set splits in config.yaml."
-        )
-    actions, coverage = ws.config.history_actions, ws.config.coverage
-    encoder = (
-        old.encoder
-        if old is not None
-        else fit_encoder(
-            ws.log,
-            rows,
-            grid,
-            actions,
-            coverage,
-            sequence_length=preset.sequence_length,
-            interests=preset.interests,
-            top_items=preset.top_items,
-        )
-    )
-    tables = Tables(ws.log, encoder, actions, coverage)
-    training = TrainingRows(
-        tables,
-        rows,
-        grid,
-        lag=ws.config.availability_lag,
-        until=cutoff,
-        positives=settings.positives if rows["conversion"].any() else "click",
-        activity_pairs=True,
-        progress=lambda done, total: progress(f"train {version}: read rows", done, total),
-    )
-    if training.rows == 0:
-        raise NotReadyError("No labelled row belongs to a user with a history. Ingest a longer log.")
-    spec = input_spec(tables, preset.sequence_length)
-    config = (
-        old.model.config
-        if old is not None
-        else replace(
-            preset.model(spec),
-            seed=settings.seed,
-            click_rate=_rate(rows["click"].cast(float).mean()),
-            conversion_rate=_rate(rows.filter(rows["click"].fill_null(True))["conversion"].cast(float).mean()),
-            losses=replace(
-                preset.model(spec).losses,
-                click_weight=settings.click_weight if rows["click"].null_count() == 0 else 0.0,
-                conversion_weight=settings.conversion_weight,
-                contrastive_weight=settings.contrastive_weight,
+    version = settings.version
+    old = None if settings.start_from is None else Start.load(ws, ws.ledger.space(settings.start_from))
+    beside = checkpoints.parent if checkpoints else ws.home.artifacts
+    with scratch(beside, "rows") as folder:
+        ready = prepare(ws, settings, preset, folder, old=old, progress=progress)
+        steps, device = ready.rows.steps(preset.batch_rows), training_device(settings)
+        if old is None:
+            model = DERM(ready.model)
+            seed_item_rows(model, ready.tables, ready.cutoff)
+            trained: Any = model.to(device)
+            passes = max(preset.train.epochs, min(MAX_EPOCHS, ceil(MIN_STEPS / steps)))
+        else:
+            model, passes = old.model.to(device), preset.train.epochs
+            trained = Aligned(model, copy.deepcopy(model), settings.alignment or 0.0)
+        ws.log.forget()
+        train = replace(ready.train, epochs=ws.config.epochs or passes)
+        history = fit(
+            trained,
+            lambda epoch: ready.rows.epoch(epoch, batch_rows=preset.batch_rows, seed=settings.seed),
+            config=train,
+            steps_per_epoch=steps,
+            progress=lambda step, total, metrics: progress(
+                f"train {version}: loss {metrics['total']:.4f}", step, total
             ),
+            checkpoint_dir=checkpoints,
         )
-    )
-    steps = training.steps(preset.batch_rows)
-    if old is None:
-        model = DERM(config)
-        seed_item_rows(model, tables, cutoff)
-        trained: Any = model
-        passes = max(preset.train.epochs, min(MAX_EPOCHS, ceil(MIN_STEPS / steps)))
-    else:
-        model, passes = old.model, preset.train.epochs
-        trained = Aligned(model, copy.deepcopy(model), settings.alignment or 0.0)
-    train = replace(preset.train, seed=settings.seed, epochs=ws.config.epochs or passes)
-    history = fit(
-        trained,
-        lambda epoch: training.epoch(epoch, batch_rows=preset.batch_rows, seed=settings.seed),
-        config=train,
-        steps_per_epoch=steps,
-        progress=lambda step, total, metrics: progress(f"train {version}: loss {metrics['total']:.4f}", step, total),
-        checkpoint_dir=checkpoints,
-    )
-    return Fitted(model, encoder, training.rows, history.records)
+        return Fitted(model.to("cpu"), ready.encoder, ready.rows.rows, history.records)
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What a training goes on from: a model with its encodings, and the moment from which its rows are new."""
-
-    model: DERM
-    encoder: Encoder
-    since: datetime
-
-    @classmethod
-    def load(cls, ws: Workspace, space: Space) -> _Start:
-        from jobs.features.encode import Encoder
-        from models.upstream.derm import DERM
-
-        folder = ws.home.root / space.artifact
-        return cls(DERM.load(folder), Encoder.load(folder / "encoder.json"), space.train_end)
-
-
-def _rate(mean: Any) -> float:
-    """Return a share that the heads can start from: strictly between 0 and 1."""
-    return min(max(float(mean or 0.0), 1e-4), 1 - 1e-4)
+@contextlib.contextmanager
+def scratch(folder: Path, name: str) -> Iterator[Path]:
+    """Yield an empty folder that is gone afterwards; what killed processes left of theirs goes as well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder / name)
+    made = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=f".{os.getpid()}.part", dir=folder))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def seed_item_rows(model: DERM, tables: Tables, cutoff: datetime) -> None:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from feature_repo.contracts.errors import ConfigError, HeadwaterError
+from models.read_ahead import read_ahead
 from models.upstream.checkpoints import CheckpointStore
 from models.upstream.files import weights_digest
 
@@ -49,6 +50,14 @@ class TrainConfig:
         Steps between checkpoints; None writes one per epoch. Has no influence on the result.
     log_every
         Steps per point of the learning curve.
+    precision
+        ``bfloat16``: the towers' matrix products in mixed precision (autocast); weights, norms, tables and losses stay
+        float32. Pays on an accelerator and on processors with matrix units (docs/training.md).
+    compile
+        Whether torch compiles the model before the first step.
+    ahead
+        Batches that a thread reads ahead, which must then draw nothing from torch's random state; 0 reads each when
+        it is wanted. Has no influence on the result.
     """
 
     epochs: int = 3
@@ -63,11 +72,18 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int | None = None
     log_every: int = 10
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         every = 1 if self.checkpoint_every is None else self.checkpoint_every
         if min(self.epochs, self.log_every, every) < 1:
             raise ConfigError("epochs, log_every and checkpoint_every must be at least 1.")
+        if self.ahead < 0:
+            raise ConfigError("ahead is a number of batches: 0 or more.")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"precision is {self.precision!r}; choose float32 or bfloat16.")
         if not (0 <= self.warmup < 1 and 0 <= self.floor <= 1):
             raise ConfigError("warmup and floor are shares: between 0 and 1.")
 
@@ -111,8 +127,8 @@ def fit(
         Called after each step with (steps done, steps in all, metrics of the step).
     checkpoint_dir
         Where checkpoints lie; None writes none. A run that finds one there continues from it and ends
-        with the very weights of an undisturbed run (on the CPU, with the same number of threads). A run
-        that was finished returns at once. Use one folder per training data: data are not compared.
+        with the very weights of an undisturbed run (on the same kind of device, with the same number of
+        threads). A run that was finished returns at once. Use one folder per training data: data are not compared.
 
     Raises
     ------
@@ -130,11 +146,15 @@ def fit(
     state = (store and store.restore(model, optimizer)) or {"step": 0, "records": [], "window": []}
     history, done, window = History(state["records"], state["step"]), state["step"], state["window"]
     model.train()
-    with _reproducible(device):
-        for epoch, batch in _remaining(epoch_batches, done, per_epoch, config.epochs):
+    forward = torch.compile(model, dynamic=True) if config.compile else model
+    wanted = _remaining(epoch_batches, done, per_epoch, config.epochs)
+    with _reproducible(device), contextlib.closing(read_ahead(wanted, config.ahead)) as steps:
+        for epoch, batch in steps:
             # Randomness is a function of seed and step: then there is no random state to carry along.
             torch.manual_seed(config.seed * 1_000_003 + done)
-            metrics = _step(model, optimizer, batch.to(device), done, total, config)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                losses = forward(batch.to(device)).losses
+            metrics = _step(model, optimizer, losses, done, total, config)
             done += 1
             window.append(metrics)
             if done % config.log_every == 0 or done == total:
@@ -179,12 +199,16 @@ def learning_rate_share(step: int, total: int, config: TrainConfig) -> float:
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, done: int, total: int, config: TrainConfig
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Mapping[str, torch.Tensor],
+    done: int,
+    total: int,
+    config: TrainConfig,
 ) -> dict[str, float]:
     share = learning_rate_share(done, total, config)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
-    losses = model(batch).losses
     optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip).item()
@@ -236,8 +260,13 @@ def _means(window: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _identity(model: nn.Module, config: TrainConfig, per_epoch: int) -> str:
-    """Hash all that decides the result but the data; how often to checkpoint does not."""
+    """Hash all that decides the result but the data; how often to checkpoint and how far to read ahead do not."""
     settings = {**asdict(config), "checkpoint_every": None, "steps_per_epoch": per_epoch}
+    del settings["ahead"]
+    # Without what is at its default: a setting that came later ends no training that was under way.
+    for name, default in (("precision", "float32"), ("compile", False)):
+        if settings[name] == default:
+            del settings[name]
     return weights_digest(model.state_dict(), json.dumps(settings, sort_keys=True))
 
 

@@ -10,18 +10,25 @@ Legend: B rows, U distinct users, I distinct items, P pairs of activity.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import polars as pl
 
+from jobs.features.sampling import Cut, Kind, Sampling, plan, steps
+from jobs.features.slices import MappedSlice, Slice
 from jobs.features.tables import ItemTable, Tables, UserTable
 
 if TYPE_CHECKING:
     from models.upstream.inputs import InputSpec, ItemBatch, TrainBatch, UserBatch
+
+ONE_STREAM = Sampling()
+_RECORD, _CODES = "rows.json", "codes.npz"
 
 
 def moments(start: datetime, end: datetime, every: timedelta) -> list[datetime]:
@@ -39,47 +46,55 @@ def grid_positions(times: pl.Series, grid: list[datetime], lag: timedelta) -> np
     return np.searchsorted(edges, times.dt.epoch("us").to_numpy(), side="right") - 1
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """The training rows of one grid moment with its tables; positions point into the tables."""
+class Codes(Protocol):
+    """What turns the codes of a history into what a model reads; `Tables` is one."""
 
-    users: UserTable
-    items: ItemTable
-    user: np.ndarray
-    item: np.ndarray
-    click: np.ndarray
-    click_known: np.ndarray
-    conversion: np.ndarray
-    conversion_known: np.ndarray
-    context_cats: np.ndarray
-    context_nums: np.ndarray
-    pair_user: np.ndarray
-    pair_item: np.ndarray
+    @property
+    def item_rows(self) -> np.ndarray:
+        """Row of the id table by item code, int64."""
+
+    @property
+    def action_index(self) -> np.ndarray:
+        """The model's index by position in `Activity.actions` plus one, int64."""
+
+
+@dataclass(frozen=True)
+class _Codes:
+    item_rows: np.ndarray
+    action_index: np.ndarray
 
 
 class TrainingRows:
     """All training rows of an upstream model, cut into batches anew for each epoch.
 
+    They lie in memory-mapped files, one per moment: of the log, an epoch holds one batch in memory.
+
     Parameters
     ----------
-    tables
-        Reader of the log with the model's encodings.
-    rows
-        Opportunities as known at the training cut-off.
-    grid
-        Moments at which features are read, ascending.
-    lag
-        Availability lag.
-    until
-        The training cut-off: activity pairs after it are not read.
+    folder
+        Made or filled by :meth:`write`. Who trains removes it.
     positives
         ``click`` or ``conversion``: which outcome makes a row a positive of the contrastive loss.
-    activity_pairs
-        Whether the activity between two moments adds positives to the contrastive loss.
+    sampling
+        How an epoch is drawn; as it was written where it draws uniform negatives.
     """
 
-    def __init__(
-        self,
+    def __init__(self, folder: Path, *, positives: str, sampling: Sampling = ONE_STREAM) -> None:
+        record = json.loads((folder / _RECORD).read_text())
+        codes = np.load(folder / _CODES)
+        self._codes = _Codes(codes["item_rows"], codes["action_index"])
+        self._positives = positives
+        self._sampling = sampling
+        self._mapped = [MappedSlice(folder / name) for name in record["slices"]]
+        self._slices = [mapped.rows for mapped in self._mapped]
+        self.without_history: int = record["without_history"]
+        self.rows = sum(len(part.user) for part in self._slices)
+        self._log_p: dict[Kind, np.ndarray] = {}
+
+    @classmethod
+    def write(
+        cls,
+        folder: Path,
         tables: Tables,
         rows: pl.DataFrame,
         grid: list[datetime],
@@ -88,77 +103,116 @@ class TrainingRows:
         until: datetime,
         positives: str,
         activity_pairs: bool,
+        sampling: Sampling = ONE_STREAM,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:
-        self._tables = tables
-        self._positives = positives
+    ) -> TrainingRows:
+        """Write the training rows of every moment to a folder, then open it.
+
+        Parameters
+        ----------
+        tables
+            Reader of the log with the model's encodings.
+        rows
+            Opportunities as known at the training cut-off.
+        grid
+            Moments at which features are read, ascending.
+        lag
+            Availability lag.
+        until
+            The training cut-off: activity pairs after it are not read.
+        activity_pairs
+            Whether the activity between two moments adds positives to the contrastive loss.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
         where = grid_positions(rows["event_timestamp"], grid, lag)
-        self._slices: list[_Slice] = []
-        self.without_history = int((where < 0).sum())
+        names: list[str] = []
+        without_history = int((where < 0).sum())
         for index, moment in enumerate(grid):
             chosen = rows.filter(pl.Series(where == index))
             following = min(grid[index + 1] if index + 1 < len(grid) else until, until)
             pairs = tables.activity.between(moment + lag, following) if activity_pairs else None
-            part, dropped = _slice(tables, moment, chosen, pairs)
-            self.without_history += dropped
+            part, dropped = _slice(tables, moment, chosen, pairs, sampling.uniform_negatives > 0)
+            without_history += dropped
             if len(part.user):
-                self._slices.append(part)
+                names.append(f"moment-{index:05d}.safetensors")
+                part.write(folder / names[-1])
             progress(index + 1, len(grid))
-        self.rows = sum(len(part.user) for part in self._slices)
-        self._log_q: np.ndarray | None = None
+        np.savez(folder / _CODES, item_rows=tables.item_rows, action_index=tables.action_index)
+        (folder / _RECORD).write_text(json.dumps({"slices": names, "without_history": without_history}))
+        return cls(folder, positives=positives, sampling=sampling)
 
-    def _item_log_q(self, batch_rows: int) -> np.ndarray:
-        """Log probability of each item code to be in a batch of its moment, from one epoch's batches.
+    def _item_log_p(self, batch_rows: int) -> dict[Kind, np.ndarray]:
+        """Log probability of each item code to be in a batch of its moment, from one epoch's batches of a kind.
 
         An item enters a batch once however often it occurs there, so this is the chance of being among the
         negatives. It levels off at 1 for popular items, which a share of all rows would not.
         """
-        drawn = np.zeros(len(self._tables.item_rows), np.float64)
-        batches = 0
-        for index, chunk, pairs in self._plan(np.random.default_rng(0), batch_rows):
-            part = self._slices[index]
-            present = part.items.code[np.unique(np.concatenate([part.item[chunk], part.pair_item[pairs]]))]
-            drawn[present] += 1
-            batches += 1
-        return np.log((drawn + 0.3) / (batches + 0.3)).astype(np.float32)
-
-    def _plan(self, rng: np.random.Generator, batch_rows: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """Return the batches of one epoch in the order of the slices: slice, rows, activity pairs."""
-        plan = []
-        for index, part in enumerate(self._slices):
-            pieces = max(1, round(len(part.user) / batch_rows))
-            rows = np.array_split(rng.permutation(len(part.user)), pieces)
-            pairs = np.array_split(rng.permutation(len(part.pair_user)), pieces)
-            plan += [(index, chunk, some) for chunk, some in zip(rows, pairs, strict=True)]
-        return plan
+        cuts = plan(self._slices, self._sampling, batch_rows, np.random.default_rng(0))
+        drawn = {cut.kind: np.zeros(len(self._codes.item_rows), np.float64) for cut in cuts}
+        batches = dict.fromkeys(drawn, 0)
+        for cut in cuts:
+            part = self._slices[cut.slice]
+            used = [part.item[cut.rows], part.item[cut.clicked], part.pair_item[cut.pairs]]
+            drawn[cut.kind][part.items.code[np.unique(np.concatenate(used))]] += 1
+            batches[cut.kind] += 1
+            self._mapped[cut.slice].release()
+        return {kind: np.log((count + 0.3) / (batches[kind] + 0.3)).astype(np.float32) for kind, count in drawn.items()}
 
     def epoch(self, number: int, *, batch_rows: int, seed: int) -> Iterator[TrainBatch]:
         """Yield the batches of one epoch; the same seed and number give the same batches."""
-        if self._log_q is None:
-            self._log_q = self._item_log_q(batch_rows)
+        if not self._log_p:
+            self._log_p = self._item_log_p(batch_rows)
         rng = np.random.default_rng([seed, number])
-        plan = self._plan(rng, batch_rows)
-        for position in rng.permutation(len(plan)):
-            index, chunk, pairs = plan[position]
-            yield self._batch(self._slices[index], chunk, pairs, self._log_q)
+        cuts = plan(self._slices, self._sampling, batch_rows, rng)
+        for position in rng.permutation(len(cuts)):
+            cut = cuts[position]
+            uniform = self._uniform(self._slices[cut.slice], np.random.default_rng([seed, number, 1 + position]))
+            batch = self._batch(cut, uniform)
+            self._mapped[cut.slice].release()
+            yield batch
 
     def steps(self, batch_rows: int) -> int:
         """Batches of one epoch."""
-        return sum(max(1, round(len(part.user) / batch_rows)) for part in self._slices)
+        return steps(self._slices, self._sampling, batch_rows)
 
-    def _batch(self, part: _Slice, chunk: np.ndarray, pairs: np.ndarray, log_q: np.ndarray) -> TrainBatch:
+    def _uniform(self, part: Slice, rng: np.random.Generator) -> np.ndarray:
+        """Return the positions of the items that a batch draws uniformly from those of its moment."""
+        count = min(self._sampling.uniform_negatives, len(part.catalogue))
+        return rng.choice(part.catalogue, count, replace=False) if count else part.catalogue[:0]
+
+    def _log_q(self, cut: Cut, items: np.ndarray, drawn: int) -> np.ndarray:
+        """Return the log probability of each item of a batch to be in it, through its rows or drawn uniformly."""
+        part = self._slices[cut.slice]
+        log_p = self._log_p[cut.kind][part.items.code[items]]
+        if drawn == 0:
+            return log_p
+        uniform = np.where(np.isin(items, part.catalogue), drawn / len(part.catalogue), 0.0)
+        missed = (1.0 - np.minimum(np.exp(log_p.astype(np.float64)), 1.0)) * (1.0 - uniform)
+        return np.log(1.0 - missed).astype(np.float32)
+
+    def _batch(self, cut: Cut, uniform: np.ndarray) -> TrainBatch:
         import torch
 
         from models.upstream.inputs import ContextBatch, TrainBatch
 
+        part, chunk, pairs = self._slices[cut.slice], np.concatenate([cut.rows, cut.clicked]), cut.pairs
         all_users = np.concatenate([part.user[chunk], part.pair_user[pairs]])
-        all_items = np.concatenate([part.item[chunk], part.pair_item[pairs]])
+        all_items = np.concatenate([part.item[chunk], part.pair_item[pairs], uniform])
         users, user_index = np.unique(all_users, return_inverse=True)
         items, item_index = np.unique(all_items, return_inverse=True)
         count = len(chunk)
-        positive = part.click[chunk] if self._positives == "click" else part.conversion[chunk]
+        from_first = np.arange(count) < len(cut.rows)
+        by_click = self._positives == "click"
+        positive = (part.click[chunk] if by_click else part.conversion[chunk]) > 0
+        masks: dict[str, torch.Tensor] = {}
+        if self._sampling.sources is not None:
+            positive &= from_first if by_click else ~from_first
+            masks = {"click_trains": torch.from_numpy(from_first), "conversion_trains": torch.from_numpy(~from_first)}
+        log_share = self._sampling.log_share(part)
+        if log_share is not None:
+            masks["click_shift"] = torch.tensor(-log_share)
         return TrainBatch(
-            user=user_batch(self._tables, part.users, users),
+            user=user_batch(self._codes, part.users, users),
             item=item_batch(part.items, items),
             context=ContextBatch(
                 cats=torch.from_numpy(part.context_cats[chunk]),
@@ -172,25 +226,31 @@ class TrainingRows:
             conversion_known=torch.from_numpy(part.conversion_known[chunk]),
             user_key=torch.from_numpy(part.users.code[users]),
             item_key=torch.from_numpy(part.items.code[items]),
-            item_log_q=torch.from_numpy(log_q[part.items.code[items]]),
-            positive=torch.from_numpy(positive > 0),
+            item_log_q=torch.from_numpy(self._log_q(cut, items, len(uniform))),
+            positive=torch.from_numpy(positive),
             pos_user_index=torch.from_numpy(user_index[count:]),
-            pos_item_index=torch.from_numpy(item_index[count:]),
+            pos_item_index=torch.from_numpy(item_index[count : count + len(pairs)]),
+            **masks,
         )
 
 
 def _slice(
-    tables: Tables, moment: datetime, rows: pl.DataFrame, pairs: tuple[np.ndarray, np.ndarray] | None
-) -> tuple[_Slice, int]:
+    tables: Tables,
+    moment: datetime,
+    rows: pl.DataFrame,
+    pairs: tuple[np.ndarray, np.ndarray] | None,
+    with_catalogue: bool,
+) -> tuple[Slice, int]:
     users = tables.users(moment)
     user, known = _positions(users.code, rows["user_code"].to_numpy())
     rows = rows.filter(pl.Series(known))
     pair_user, pair_item = pairs if pairs is not None else (np.zeros(0, np.int64), np.zeros(0, np.int64))
     pair_position, pair_known = _positions(users.code, pair_user)
-    codes = np.unique(np.concatenate([rows["item_code"].to_numpy(), pair_item[pair_known]]))
+    catalogue = tables.items(moment).code if with_catalogue else np.zeros(0, np.int64)
+    codes = np.unique(np.concatenate([rows["item_code"].to_numpy(), pair_item[pair_known], catalogue]))
     items = tables.items(moment, codes)
     click = rows["click"]
-    part = _Slice(
+    part = Slice(
         users=users,
         items=items,
         user=user[known],
@@ -203,6 +263,7 @@ def _slice(
         context_nums=tables.encoder.numbers("context", rows),
         pair_user=pair_position[pair_known],
         pair_item=np.searchsorted(codes, pair_item[pair_known]),
+        catalogue=np.searchsorted(codes, catalogue),
     )
     return part, int((~known).sum())
 
@@ -235,7 +296,7 @@ def input_spec(tables: Tables, history_length: int) -> InputSpec:
     )
 
 
-def user_batch(tables: Tables, users: UserTable, rows: np.ndarray) -> UserBatch:
+def user_batch(codes: Codes, users: UserTable, rows: np.ndarray) -> UserBatch:
     """Gather the given rows of a user table into tensors."""
     import torch
 
@@ -246,19 +307,18 @@ def user_batch(tables: Tables, users: UserTable, rows: np.ndarray) -> UserBatch:
     real = item >= 0
     top = history.top_item[rows]
     safe = np.where(real, item, 0)
-    assert tables._item_cats is not None
-    cats = np.where(real[:, :, None], tables._item_cats[safe], 0).astype(np.int64)
-    actions = tables._action_index[history.action[rows].astype(np.int64) + 1]
+    cats = np.where(real[:, :, None], users.item_cats[safe], 0).astype(np.int64)
+    actions = codes.action_index[history.action[rows].astype(np.int64) + 1]
     return UserBatch(
         cats=torch.from_numpy(users.cats[rows]),
         nums=torch.from_numpy(users.nums[rows]),
-        seq_item=torch.from_numpy(np.where(real, tables.item_rows[safe], 0)),
+        seq_item=torch.from_numpy(np.where(real, codes.item_rows[safe], 0)),
         seq_cats=torch.from_numpy(cats),
         seq_action=torch.from_numpy(actions),
         seq_age=torch.from_numpy(np.log1p(history.age_hours[rows])),
         interest_value=torch.from_numpy(history.interest_value[rows].astype(np.int64)),
         interest_weight=torch.from_numpy(history.interest_weight[rows]),
-        top_item=torch.from_numpy(np.where(top >= 0, tables.item_rows[top], 0)),
+        top_item=torch.from_numpy(np.where(top >= 0, codes.item_rows[top], 0)),
         top_weight=torch.from_numpy(history.top_weight[rows]),
     )
 

@@ -109,6 +109,11 @@ class EventLog:
         low, high = (int(times.search_sorted(moment, side="left")) for moment in (start, end))
         return self.coded.slice(low, high - low)
 
+    def forget(self) -> None:
+        """Let go of the events; whoever asks for them reads them again."""
+        for name in ("events", "coded"):
+            self.__dict__.pop(name, None)
+
     @property
     def start(self) -> datetime:
         """Time of the first event."""

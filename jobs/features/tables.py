@@ -33,13 +33,15 @@ ID_BUCKETS = 16_384
 class UserTable:
     """Encoded users of one moment; row i is user `code[i]` (codes ascend).
 
-    cats int64 [U, Cu], nums float32 [U, Nu], history with U rows.
+    cats int64 [U, Cu], nums float32 [U, Nu], history with U rows; item_cats int32 [items, A], the attributes that
+    items had at that moment, by item code.
     """
 
     code: np.ndarray
     cats: np.ndarray
     nums: np.ndarray
     history: UserHistory
+    item_cats: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Tables:
         self._coverage = coverage
         self._min_item_events = min_item_events
         self.activity = Activity(log, actions)
-        self._action_index = np.array(
+        self.action_index = np.array(
             [0] + [1 + encoder.actions.index(name) if name in encoder.actions else 0 for name in self.activity.actions],
             np.int64,
         )
@@ -106,16 +108,17 @@ class Tables:
 
     def actions(self, history: UserHistory) -> np.ndarray:
         """Return a history's actions as the model's indices: int64 [U, T], 0 for padding."""
-        return self._action_index[history.action.astype(np.int64) + 1]
+        return self.action_index[history.action.astype(np.int64) + 1]
 
     def users(self, as_of: datetime) -> UserTable:
         """Encode every user with a history before `as_of`."""
+        item_cats = self.item_cats(as_of)
         history = self.activity.before(
             as_of,
             length=self._encoder.sequence_length,
             interests=self._encoder.interests,
             top_items=self._encoder.top_items,
-            item_values=self.item_cats(as_of),
+            item_values=item_cats,
             coverage=self._coverage,
         )
         frame = self._joined("user", as_of, history.user_code)
@@ -124,6 +127,7 @@ class Tables:
             self._encoder.categories("user", frame),
             self._encoder.numbers("user", frame),
             history,
+            item_cats,
         )
 
     def items(self, as_of: datetime, codes: np.ndarray | None = None) -> ItemTable:

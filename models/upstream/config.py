@@ -11,9 +11,19 @@ from feature_repo.contracts.errors import ConfigError
 C = TypeVar("C")
 
 
+def added(default: Any) -> Any:
+    """Return the field of a setting that came later, with the default under which everything is as it was before.
+
+    :func:`to_dict` leaves it out while it has that default: models that do not use it keep their space_id, and
+    configs from before it load.
+    """
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return a config dataclass as plain JSON values (tuples become lists)."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    """Return a config dataclass as plain JSON values (tuples become lists); see :func:`added`."""
+    fields = [(f, getattr(config, f.name)) for f in dataclasses.fields(config)]
+    return {f.name: _plain(value) for f, value in fields if not (f.metadata.get("added") and value == f.default)}
 
 
 def from_dict(cls: type[C], values: Any, where: str = "") -> C:

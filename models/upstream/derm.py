@@ -137,8 +137,11 @@ class DERM(nn.Module):
         item_IE, item_norm_I = self.item_vectors(batch.item)
         user_BE = user_UE.index_select(0, batch.user_index)
         item_BE = item_IE.index_select(0, batch.item_index)
-        click_B, conversion_B = self.heads(self.interaction(user_BE, item_BE, batch.context)).unbind(-1)
-        losses = self.losses(batch, user_UE, item_IE, click_B, conversion_B)
+        hidden_BH = self.interaction(user_BE, item_BE, batch.context).float()
+        # Under autocast too, a softmax over thousands of candidates and the losses stay in full precision.
+        with torch.autocast(hidden_BH.device.type, enabled=False):
+            click_B, conversion_B = self.heads(hidden_BH).unbind(-1)
+            losses = self.losses(batch, user_UE, item_IE, click_B, conversion_B)
         return Outputs(click_B, conversion_B, user_UE, item_IE, user_norm_U, item_norm_I, losses)
 
     def save(self, folder: Path) -> None:

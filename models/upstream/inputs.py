@@ -80,8 +80,8 @@ class InputSpec:
 class _Movable:
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with every tensor on `device`."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return type(self)(**moved)
+        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{name: value if value is None else value.to(device) for name, value in held.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +140,10 @@ class TrainBatch(_Movable):
     positive: Tensor  # [B] bool, rows that are positives of the contrastive loss
     pos_user_index: Tensor  # [P] int64 into U, activity pairs for the contrastive loss only
     pos_item_index: Tensor  # [P] int64 into I
+    click_trains: Tensor | None = None  # [B] bool, rows of the click head's data source; None: all
+    conversion_trains: Tensor | None = None  # [B] bool, rows of the conversion head's data source; None: all
+    # [] float32, log odds that sampling added to a click: minus the log share of rows without one that were kept.
+    click_shift: Tensor | None = None
 
 
 def check_users(users: UserBatch, spec: InputSpec) -> None:

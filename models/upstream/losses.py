@@ -15,8 +15,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from feature_repo.contracts.errors import ConfigError
+from models.upstream.config import added
 from models.upstream.inputs import TrainBatch
 
+_PARTS = ("click", "conversion", "contrastive")
 _HIDDEN = -1e9  # a logit that no softmax sees; finite, because -inf rows would have NaN gradients
 
 
@@ -35,6 +37,9 @@ class LossConfig:
         Weight of an activity pair against 1 of a positive row in the contrastive loss.
     temperature, temperature_min, temperature_max
         Start and bounds of the learned softmax temperature.
+    weighting
+        ``fixed``: the weights stay as they are. ``uncertainty``: each is learned from its own start, as 1 / s^2 of
+        a task with noise s (Kendall et al. 2018, arXiv 1705.07115); a part of weight 0 stays out.
     """
 
     click_weight: float = 1.0
@@ -45,6 +50,7 @@ class LossConfig:
     temperature: float = 0.05
     temperature_min: float = 0.02
     temperature_max: float = 1.0
+    weighting: Literal["fixed", "uncertainty"] = added("fixed")
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature_min <= self.temperature <= self.temperature_max:
@@ -57,12 +63,18 @@ class LossConfig:
 
 
 class Losses(nn.Module):
-    """All losses of the upstream model; holds the learned temperature."""
+    """All losses of the upstream model; holds the learned temperature, and the weights where they are learned."""
 
     def __init__(self, config: LossConfig) -> None:
         super().__init__()
         self.config = config
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
+        weights = {name: float(getattr(config, f"{name}_weight")) for name in _PARTS}
+        self.log_variances = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(-math.log(weight))) for name, weight in weights.items() if weight > 0}
+            if config.weighting == "uncertainty"
+            else {}
+        )
 
     def forward(
         self,
@@ -72,7 +84,11 @@ class Losses(nn.Module):
         click_logit_B: Tensor,
         conversion_logit_B: Tensor,
     ) -> dict[str, Tensor]:
-        """Return scalars: click, conversion, contrastive, temperature and the weighted total of the three."""
+        """Return scalars: click, conversion, contrastive, temperature and the weighted total of the three.
+
+        Learned weights stand there too, as click_weight and so on. A part for which the batch has no example leaves
+        the total and its weight alone.
+        """
         config = self.config
         temperature = self._temperature()
         pair_user, pair_item, weight = self._pairs(batch)
@@ -87,25 +103,32 @@ class Losses(nn.Module):
             item_key_I=batch.item_key,
             weight_N=weight,
         )
-        click = masked_bce(click_logit_B, batch.click, batch.click_known)
+        # The head says what holds of all opportunities; among the rows that were kept clicks are more frequent.
+        sampled_logit_B = click_logit_B if batch.click_shift is None else click_logit_B + batch.click_shift
+        click_B = _both(batch.click_known, batch.click_trains)
+        click = masked_bce(sampled_logit_B, batch.click, click_B)
+        conversion_B = _both(batch.conversion_known, batch.conversion_trains)
         if config.conversion == "esmm":
             both_B = batch.click * batch.conversion
-            conversion = esmm_loss(click_logit_B, conversion_logit_B, both_B, batch.conversion_known)
+            conversion = esmm_loss(sampled_logit_B, conversion_logit_B, both_B, conversion_B)
         else:
-            clicked_B = batch.click_known & batch.conversion_known & (batch.click > 0.5)
-            conversion = masked_bce(conversion_logit_B, batch.conversion, clicked_B)
-        total = (
-            config.click_weight * click
-            + config.conversion_weight * conversion
-            + config.contrastive_weight * contrastive
-        )
-        return {
-            "total": total,
-            "click": click,
-            "conversion": conversion,
-            "contrastive": contrastive,
-            "temperature": temperature.detach(),
-        }
+            conversion_B = batch.click_known & conversion_B & (batch.click > 0.5)
+            conversion = masked_bce(conversion_logit_B, batch.conversion, conversion_B)
+        parts = {"click": click, "conversion": conversion, "contrastive": contrastive}
+        recorded = {**parts, "temperature": temperature.detach()}
+        if config.weighting == "fixed":
+            total = (
+                config.click_weight * click
+                + config.conversion_weight * conversion
+                + config.contrastive_weight * contrastive
+            )
+            return {"total": total, **recorded}
+        present = {"click": click_B.any(), "conversion": conversion_B.any(), "contrastive": weight.sum() > 0}
+        total = click.new_zeros(())
+        for name, log_variance in self.log_variances.items():
+            total = total + present[name] * (torch.exp(-log_variance) * parts[name] + 0.5 * log_variance)
+            recorded[f"{name}_weight"] = torch.exp(-log_variance.detach())
+        return {"total": total, **recorded}
 
     def _temperature(self) -> Tensor:
         """Clamp the parameter itself: clamping only its use would leave it without gradient at the bound."""
@@ -213,6 +236,10 @@ class _NegativeSum(torch.autograd.Function):
         user_UE, item_IE, weight_UI, sum_U1 = ctx.saved_tensors
         share_U1 = gradient_U[:, None] / sum_U1
         return share_U1 * (weight_UI @ item_IE), weight_UI.T @ (share_U1 * user_UE), None, None
+
+
+def _both(known_B: Tensor, trains_B: Tensor | None) -> Tensor:
+    return known_B if trains_B is None else known_B & trains_B
 
 
 def masked_bce(logit_B: Tensor, target_B: Tensor, known_B: Tensor) -> Tensor:

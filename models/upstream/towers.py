@@ -32,7 +32,7 @@ class UnitTokens(nn.Module):
 
     def forward(self, tokens_BFD: Tensor, common_BE: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit vectors [B, M * E] and their lengths before scaling [B]."""
-        raw = common_BE + self.out(tokens_BFD.flatten(1))
+        raw = (common_BE + self.out(tokens_BFD.flatten(1))).float()
         norm_B = torch.linalg.vector_norm(raw, dim=-1).clamp_min(1e-6)
         return raw / norm_B[:, None], norm_B
 

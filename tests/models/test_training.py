@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from feature_repo.contracts.errors import ConfigError, HeadwaterError, LakeError
-from models.training import TrainConfig, build_optimizer, fit, learning_rate_share
+from models.training import TrainConfig, _identity, build_optimizer, fit, learning_rate_share
+from models.upstream.files import weights_digest
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,34 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         fit(model, batches, config=CONFIG)
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"log_every": 0}, {"checkpoint_every": 0}, {"warmup": 1.0}])
-def test_senseless_settings_are_refused(change: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 0}, {"log_every": 0}, {"checkpoint_every": 0}, {"warmup": 1.0}, {"ahead": -1}, {"precision": "int8"}],
+)
+def test_senseless_settings_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         replace(CONFIG, **change)
+
+
+def test_a_checkpoint_from_before_the_newer_settings_is_taken_up() -> None:
+    """Their defaults are no part of what a run is: pinned is the identity that such a run had without them."""
+    settings = {
+        "epochs": 3,
+        "learning_rate": 0.05,
+        "embedding_learning_rate": 0.05,
+        "weight_decay": 0.01,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "warmup": 0.05,
+        "floor": 0.02,
+        "gradient_clip": 1.0,
+        "seed": 0,
+        "checkpoint_every": None,
+        "log_every": 4,
+        "steps_per_epoch": 5,
+    }
+    model = Toy()
+    before = weights_digest(model.state_dict(), json.dumps(settings, sort_keys=True))
+    assert _identity(model, CONFIG, 5) == before == _identity(model, replace(CONFIG, ahead=2), 5)
+    for change in ({"precision": "bfloat16"}, {"compile": True}):
+        assert _identity(model, replace(CONFIG, **change), 5) != before  # type: ignore[arg-type]

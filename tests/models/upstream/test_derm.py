@@ -80,6 +80,49 @@ def test_a_preset_uses_the_dhen_pair_it_names(config, spec, make_batch) -> None:
     assert torch.isfinite(model(make_batch(spec)).losses["total"])
 
 
+def test_every_layer_may_have_a_pair_of_its_own(config, spec, make_batch) -> None:  # type: ignore[no-untyped-def]
+    pairs = (("transformer", "mlp"), ("masknet", "mlp"), ("transformer", "masknet"))
+    stack = DHEN.Config(layers=3, pairs=pairs)
+    model = DERM(replace(config, item=replace(config.item, dhen=stack)))
+    built = [[type(module).__name__.lower() for module in layer.ensemble] for layer in model.item_tower.dhen.layers]  # type: ignore[union-attr]
+    assert [tuple(pair) for pair in built] == list(pairs)
+    assert torch.isfinite(model(make_batch(spec)).losses["total"])
+    assert DERM.Config.from_dict(json.loads(json.dumps(model.config.to_dict()))) == model.config
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"layers": 2, "pairs": (("masknet", "mlp"),)}, "needs as many pairs"),
+        ({"layers": 1, "pairs": (("mlp", "mlp"),)}, "two different modules"),
+        ({"layers": 1, "pairs": (("mlp", "attention"),)}, "two different modules"),
+    ],
+)
+def test_pairs_that_fit_no_stack_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DHEN.Config(**wrong)
+
+
+def test_settings_that_came_later_change_no_older_identity(config) -> None:  # type: ignore[no-untyped-def]
+    """What stands in the config of a model that uses none of them is what stood there before they existed."""
+    values = config.to_dict()
+    assert set(values["losses"]) == {
+        "click_weight",
+        "conversion_weight",
+        "contrastive_weight",
+        "conversion",
+        "activity_weight",
+        "temperature",
+        "temperature_min",
+        "temperature_max",
+    }
+    assert set(values["user"]["dhen"]) == {"layers", "modules", "masknet", "transformer", "mlp"}
+    assert DERM.Config.from_dict(values) == config
+    learned = replace(config, losses=replace(config.losses, weighting="uncertainty"))
+    assert learned.to_dict()["losses"]["weighting"] == "uncertainty"
+    assert DERM.Config.from_dict(learned.to_dict()) == learned
+
+
 @pytest.mark.parametrize("layers", [0, 1])
 def test_more_padding_changes_nothing(config, spec, make_batch, layers: int) -> None:  # type: ignore[no-untyped-def]
     user = replace(config.user, sequence=SequenceTokens.Config(layers=layers, tokens=2))

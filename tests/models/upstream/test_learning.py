@@ -70,12 +70,14 @@ def trained(
     train: TrainConfig,
     folder: Path | None = None,
     kill_after: int | None = None,
+    weighting: str = "fixed",
 ) -> tuple[DERM, History]:
     def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
         if done == kill_after:
             raise Killed
 
-    model = DERM(presets.debug().model(spec))
+    config = presets.debug().model(spec)
+    model = DERM(replace(config, losses=replace(config.losses, weighting=weighting)))  # type: ignore[arg-type]
     history = fit(model, lambda epoch: batches, config=train, progress=progress, checkpoint_dir=folder)
     return model, history
 
@@ -123,3 +125,69 @@ def test_a_killed_run_ends_with_the_same_weights_and_curve(
     assert_same_bits(undisturbed, resumed)
     assert again.records == curve.records
     assert again.resumed_from == (8 if kill_after == 8 else kill_after // 3 * 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "weighting"),
+    [
+        ({"precision": "bfloat16"}, "fixed"),
+        ({"ahead": 3}, "fixed"),
+        ({"precision": "bfloat16", "ahead": 2}, "uncertainty"),
+    ],
+)
+def test_a_killed_run_ends_the_same_in_every_way_of_training(
+    spec: InputSpec, make_batch: Callable[..., TrainBatch], tmp_path: Path, change: dict, weighting: str
+) -> None:
+    batches = [make_batch(spec, seed=seed) for seed in range(4)]
+    train = TrainConfig(epochs=2, checkpoint_every=3, log_every=2, **change)
+    undisturbed, curve = trained(batches, spec, train, weighting=weighting)
+    with pytest.raises(Killed):
+        trained(batches, spec, train, tmp_path / "checkpoint", 5, weighting)
+    resumed, again = trained(batches, spec, train, tmp_path / "checkpoint", weighting=weighting)
+    assert_same_bits(undisturbed, resumed)
+    assert again.records == curve.records and again.resumed_from == 3
+
+
+def test_reading_ahead_changes_no_bit_and_mixed_precision_few(
+    spec: InputSpec, make_batch: Callable[..., TrainBatch]
+) -> None:
+    batches = [make_batch(spec, seed=seed) for seed in range(4)]
+    plain, curve = trained(batches, spec, TrainConfig(log_every=1))
+    ahead, same = trained(batches, spec, TrainConfig(log_every=1, ahead=2))
+    assert_same_bits(plain, ahead)
+    assert same.records == curve.records
+    mixed, near = trained(batches, spec, TrainConfig(log_every=1, precision="bfloat16"))
+    assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), mixed.parameters(), strict=True))
+    assert near.curve("total") == pytest.approx(curve.curve("total"), rel=0.05)
+    assert all(value.dtype == torch.float32 for value in mixed.state_dict().values() if value.is_floating_point())
+
+
+def test_vectors_and_losses_are_full_precision_under_autocast(
+    spec: InputSpec, make_batch: Callable[..., TrainBatch]
+) -> None:
+    model, batch = DERM(presets.debug().model(spec)), make_batch(spec)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(batch)
+    assert {out.user_vector.dtype, out.item_vector.dtype, out.click_logit.dtype} == {torch.float32}
+    torch.testing.assert_close(out.user_vector.norm(dim=1), torch.ones(20))
+    assert all(loss.dtype == torch.float32 for loss in out.losses.values())
+
+
+def test_what_is_compiled_trains_the_model_itself(
+    spec: InputSpec, make_batch: Callable[..., TrainBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler itself takes longer than a test may; it is measured in docs/training.md."""
+    asked: list[torch.nn.Module] = []
+
+    def compiled(model: torch.nn.Module, *, dynamic: bool) -> Callable[..., object]:
+        assert dynamic  # no two batches have the same number of users
+        asked.append(model)
+        return lambda batch: model(batch)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    batches = [make_batch(spec, seed=seed) for seed in range(2)]
+    plain, _ = trained(batches, spec, TrainConfig(epochs=1))
+    assert not asked
+    model, _ = trained(batches, spec, TrainConfig(epochs=1, compile=True))
+    assert asked == [model]
+    assert_same_bits(plain, model)

@@ -187,6 +187,74 @@ def test_esmm_learns_conversions_from_all_known_rows(parts) -> None:  # type: ig
     assert torch.equal(click.grad != 0, batch.conversion_known)
 
 
+def test_a_head_learns_from_the_rows_of_its_source_alone(parts) -> None:  # type: ignore[no-untyped-def]
+    batch, user, item, click, conversion = parts
+    click, conversion = click.requires_grad_(), conversion.requires_grad_()
+    of_click = torch.arange(64) < 40
+    split = replace(batch, click_trains=of_click, conversion_trains=~of_click)
+    losses = Losses(LossConfig())(split, user, item, click, conversion)
+    (losses["click"] + losses["conversion"]).backward()
+    assert torch.equal(click.grad != 0, of_click & batch.click_known)
+    clicked = (batch.click == 1) & batch.click_known & batch.conversion_known
+    assert torch.equal(conversion.grad != 0, clicked & ~of_click)
+
+
+def test_the_click_head_is_unbiased_where_negatives_are_left_out() -> None:
+    """Fitted to a sample that keeps a fifth of the rows without a click, a constant logit says the whole log's rate."""
+    click = torch.tensor([1.0] * 30 + [0.0] * 34)  # of 30 clicks and 170 others
+    logit = torch.zeros((), requires_grad=True)
+    shift = torch.tensor(-math.log(34 / 170))
+    optimizer = torch.optim.LBFGS([logit], max_iter=50)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = masked_bce(logit.expand(64) + shift, click, torch.ones(64, dtype=torch.bool))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(step)  # type: ignore[no-untyped-call]
+    assert torch.sigmoid(logit).item() == pytest.approx(30 / 200, abs=1e-4)
+
+
+@pytest.mark.parametrize("conversion", ["clicked", "esmm"])
+def test_the_shift_enters_click_and_esmm(parts, conversion: str) -> None:  # type: ignore[no-untyped-def]
+    batch, user, item, click, given_click = parts
+    config = LossConfig(conversion=conversion)  # type: ignore[arg-type]
+    shifted = Losses(config)(replace(batch, click_shift=torch.tensor(0.7)), user, item, click, given_click)
+    moved = Losses(config)(batch, user, item, click + 0.7, given_click)
+    torch.testing.assert_close(shifted, moved)
+
+
+def test_learned_weights_start_at_the_fixed_ones_and_find_their_optimum(parts) -> None:  # type: ignore[no-untyped-def]
+    config = LossConfig(click_weight=2.0, conversion_weight=0.0, contrastive_weight=0.3, weighting="uncertainty")
+    losses = Losses(config)
+    assert set(losses.log_variances) == {"click", "contrastive"}  # a weight of 0 leaves its part out
+    found = losses(*parts)
+    assert found["click_weight"].item() == pytest.approx(2.0) and found["contrastive_weight"].item() == pytest.approx(
+        0.3
+    )
+    expected = 2.0 * found["click"] + 0.3 * found["contrastive"] - 0.5 * math.log(2.0) - 0.5 * math.log(0.3)
+    torch.testing.assert_close(found["total"], expected)
+    optimizer = torch.optim.Adam(losses.log_variances.parameters(), 0.1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        losses(*parts)["total"].backward()
+        optimizer.step()
+    found = losses(*parts)
+    # The minimum of exp(-s) L + s / 2 is at exp(-s) = 1 / (2 L).
+    for name in ("click", "contrastive"):
+        assert found[f"{name}_weight"].item() == pytest.approx(0.5 / found[name].item(), rel=1e-2)
+
+
+def test_a_part_without_an_example_leaves_its_learned_weight_alone(parts) -> None:  # type: ignore[no-untyped-def]
+    batch, *rest = parts
+    losses = Losses(LossConfig(weighting="uncertainty"))
+    no_clicks = replace(batch, click_trains=torch.zeros(64, dtype=torch.bool))
+    losses(no_clicks, *rest)["total"].backward()
+    gradients = {name: value.grad.item() for name, value in losses.log_variances.items()}
+    assert gradients["click"] == 0.0 and gradients["conversion"] != 0.0 and gradients["contrastive"] != 0.0
+
+
 def test_activity_pairs_and_positive_rows_have_their_weights(parts) -> None:  # type: ignore[no-untyped-def]
     batch, user, item, click, conversion = parts
     nothing = torch.zeros(0, dtype=torch.int64)
