@@ -7,6 +7,7 @@ from datetime import datetime
 
 from feature_repo import lifecycle
 from jobs import refresh, refresh_plain
+from jobs.content import ContentUpstream
 from jobs.publication import Publication
 from jobs.workspace import Progress, Workspace, silent
 
@@ -58,8 +59,9 @@ def run(
     upstreams: dict[str, list[refresh.Upstream]] = {}
     first: refresh.Upstream | None = None
     for version in versions:
-        upstreams[version.version] = refresh.upstreams_of(ws, version.version, first)
-        first = first or upstreams[version.version][0]
+        models = refresh.upstreams_of(ws, version.version, first)
+        upstreams[version.version] = models
+        first = first or (None if isinstance(models[0], ContentUpstream) else models[0])
     found: dict[str, Publication] = {}
     with ws.home.lock("backfill"):
         for step, moment in enumerate(moments):

@@ -75,7 +75,7 @@ class Bridged:
 
     def __init__(self, upstream: refresh.Upstream, space: Space, bridges: dict[Entity, Learned]) -> None:
         self.space = space
-        self.tables, self.origin = upstream.tables, upstream.origin
+        self.origin = upstream.origin
         self._upstream, self._bridges = upstream, bridges
 
     def ids(self, entity: Entity, as_of: datetime) -> pl.Series:
@@ -182,7 +182,7 @@ def run(
             raise ConfigError(f"{into} has a snapshot of its own as of {as_of:%Y-%m-%d}: {done.snapshot_id}.")
     folder = _fitted(ws, new, into, as_of, refit, progress)
     bridges = _load(folder)
-    upstream = Bridged(refresh.Upstream(ws, spaces[new]), spaces[into], bridges)
+    upstream = Bridged(refresh.load_upstream(ws, spaces[new]), spaces[into], bridges)
     origin = Origin(str(folder.relative_to(ws.home.root)), spaces[new].space_id)
     result = refresh.run(ws, into, as_of, upstream=cast(Any, upstream), bridge=origin, progress=progress)
     return Result(

@@ -109,9 +109,29 @@ def print_lift(summary: dict[str, Any]) -> None:
             ],
             "\nLift of ranking, test period",
         )
+    together = summary.get("together", [])
+    if len(together) > len({row["task"] for row in together}):  # of one other row the table above has said enough
+        _print_together(together)
     print_retrieval(summary["retrieval"], "\nRetrieval, test period")
+    print_retrieval(summary.get("retrieval_by_surface", []), "\nRetrieval by surface, test period")
     before = summary.get("retrieval_validation") or {}
     print_retrieval(before.get("table", []), "\nRetrieval, before the test period (choose settings here)")
+
+
+def _print_together(rows: list[dict[str, Any]]) -> None:
+    print_table(
+        [
+            {
+                "task": row["task"],
+                "embeddings": row["embeddings"],
+                "against": row["against"],
+                "lift": f"{100 * row['relative_auc_lift']:+.3f}%",
+                "95% interval": f"[{100 * row['ci95'][0]:+.3f}%, {100 * row['ci95'][1]:+.3f}%]",
+            }
+            for row in rows
+        ],
+        "\nAll embeddings together against the other rows, test period",
+    )
 
 
 def _share(row: dict[str, Any]) -> dict[str, str]:
@@ -129,6 +149,7 @@ def print_retrieval(rows: list[dict[str, Any]], title: str) -> None:
     print_table(
         [
             {
+                **({"surface": row["surface"]} if "surface" in row else {}),
                 "retrieval": row["model"],
                 "recall@10": f"{row['recall_at_10']:.4f}",
                 "recall@50": f"{row['recall_at_50']:.4f}",

@@ -47,9 +47,13 @@ class Splits(_Settings):
 
 
 class Upstream(_Settings):
-    """One upstream model: the version its space gets and the weight of each loss."""
+    """One upstream model: the version its space gets, what it is, and the weight of each loss."""
 
     version: str
+    kind: Literal["derm", "content"] = Field(
+        "derm", description="derm learns from events; content factorizes the attributes of items (docs/upstreams.md)"
+    )
+    content_dim: int | None = Field(None, ge=2, description="floats per vector of a content embedding; null: 64")
     description: str = ""
     train_end: AwareDatetime | None = Field(
         None, description="nothing from here on is trained on; null: the splits' upstream_end"
@@ -93,11 +97,19 @@ class Upstream(_Settings):
     @model_validator(mode="after")
     def _named(self) -> Upstream:
         check_version(self.version)
+        if self.kind == "derm" and self.content_dim is not None:
+            raise ValueError("content_dim belongs to kind: content; a DERM's preset says how long its vectors are")
+        if self.kind == "content":
+            known = {"version", "kind", "description", "train_end", "content_dim", "seed"}
+            fields = type(self).model_fields
+            idle = [name for name in fields if name not in known and getattr(self, name) != fields[name].default]
+            if idle:
+                raise ValueError(f"{', '.join(idle)}: no setting of a content embedding, which learns from no event")
         return self
 
 
 class Consumer(_Settings):
-    """One downstream model: its task and the embedding versions its FeatureService carries."""
+    """One downstream model: its task, the embedding versions its FeatureService carries, and how it reads them."""
 
     name: str
     task: Task
@@ -106,6 +118,24 @@ class Consumer(_Settings):
     each_alone: bool = Field(
         False, description="also train rankers with each further version alone: does more add to the best of them?"
     )
+    where: dict[str, str] = Field(
+        {}, description="context columns and the value that they must have, e.g. {surface: search}: a ranker of its own"
+    )
+    tokens: bool = Field(False, description="read an upstream's vectors as the out_tokens tokens that they are")
+    attention_heads: int = Field(0, ge=0, description="heads of an attention among the tokens; 0: none")
+    calibration: Literal["platt", "isotonic"] | None = Field(
+        None, description="fitted on the validation period and served with the ranker; null: none"
+    )
+
+    @model_validator(mode="after")
+    def _for_rankers(self) -> Consumer:
+        own = {"each_alone": False, "where": {}, "tokens": False, "attention_heads": 0, "calibration": None}
+        idle = [name for name, default in own.items() if getattr(self, name) != default]
+        if self.task == "retrieval" and idle:
+            raise ValueError(f"{', '.join(idle)}: settings of a ranker; {self.name} is retrieval")
+        if not self.versions:
+            raise ValueError(f"{self.name} reads no version; name at least one")
+        return self
 
 
 class Config(_Settings):

@@ -68,7 +68,7 @@ def run(
             retrieval = read_json(folder / "scores.json")
             scores = {"recall_at_100": {row["model"]: round(row["recall_at_100"], 4) for row in retrieval["table"]}}
         else:
-            task = consumer["task"]
+            task = _task(consumer, folder)
             scored = _Scored.read(ws, consumer, folder, truth)
             rows = _lift(ws, scored, task)
             oracle += [row for row in rows if row["embeddings"] == "oracle"]
@@ -97,6 +97,7 @@ def run(
         "bootstrap": ws.config.bootstrap,
         "skipped": skipped or [],
         "retrieval": retrieval.get("table", []),
+        "retrieval_by_surface": retrieval.get("by_surface", []),
         "retrieval_setup": retrieval.get("setup"),
         "retrieval_validation": retrieval.get("validation"),
         "learning_curves": curves,
@@ -106,6 +107,13 @@ def run(
     path = ws.home.reports / "summary.json"
     write_json(summary, path)
     return Result(path, summary)
+
+
+def _task(consumer: dict[str, Any], folder: Path) -> str:
+    """Return the task of a consumer, with the part of the log that it is for where it has one."""
+    request = read_json(folder / "consumer.json").get("request", {})
+    where = request.get("training_set", {}).get("where", {})
+    return str(consumer["task"]) + "".join(f" {name}={value}" for name, value in where.items())
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,7 @@ def _lift(ws: Workspace, scored: _Scored, task: str) -> list[dict[str, Any]]:
                 "log_loss": row.log_loss.value,
                 "normalized_entropy": row.normalized_entropy.value,
                 "calibration": row.calibration.value,
+                "expected_calibration_error": _calibration_error(scored, key),
                 "relative_auc_lift": row.relative_auc_lift.value,
                 "ci95": list(row.relative_auc_lift.ci95),
                 "lift_error": row.relative_auc_lift.error,
@@ -186,6 +195,17 @@ def _lift(ws: Workspace, scored: _Scored, task: str) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _calibration_error(scored: _Scored, key: str) -> float | None:
+    """Return how far a row's predictions lie from the observed rate of their bin, mean over seeds; None for an oracle."""
+    from models.metrics import calibration
+
+    logits = scored.baseline if key == "baseline" else scored.treatments.get(key)
+    if logits is None:
+        return None
+    label, weight, _ = scored.facts
+    return float(np.mean([calibration(label, row, weight).expected_error for row in logits]))
 
 
 def _together(ws: Workspace, scored: _Scored) -> list[dict[str, Any]]:
@@ -240,7 +260,7 @@ def _upstream_curves(ws: Workspace) -> list[dict[str, Any]]:
     for version in ws.ledger.versions():
         for path in sorted(ws.home.artifacts.glob(f"training-{version.version}-*/training.json")):
             record = read_json(path)
-            if record["space_id"] == version.space_id:
+            if record["space_id"] == version.space_id and record["curve"]:
                 points = [
                     {
                         "step": point["step"],

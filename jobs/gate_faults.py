@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.contracts.naming import embedding_view, join_key
 from feature_repo.contracts.types import Entity, Snapshot, Verdict
-from jobs.refresh import Upstream, aligned, read_vectors
+from jobs.refresh import Upstream, aligned, load_upstream, read_vectors
 from jobs.snapshot_gate import judge, raw_sample
 from jobs.workspace import Progress, Workspace, silent
 from validation.corruptions import Fault, Material, rotation, with_matrix
@@ -107,7 +107,7 @@ def material(ws: Workspace, version: str, other_version: str, entity: Entity, sn
 
 
 def _upstream(ws: Workspace, version: str) -> Upstream:
-    return Upstream(ws, ws.ledger.space(ws.ledger.version(version).space_id))
+    return load_upstream(ws, ws.ledger.space(ws.ledger.version(version).space_id))
 
 
 def _cohort(ws: Workspace, entity: Entity, ids: pl.Series) -> np.ndarray:

@@ -139,9 +139,18 @@ class Upstream:
         return vectors, norms
 
 
+def load_upstream(ws: Workspace, space: Space, like: Upstream | None = None) -> Upstream:
+    """Load the model of a space, of whatever kind it is; `like` as in :class:`Upstream`."""
+    from jobs.content import ContentUpstream
+
+    if space.config.get("kind") == "content":
+        return ContentUpstream(ws, space)
+    return Upstream(ws, space, None if isinstance(like, ContentUpstream) else like)
+
+
 def upstream_at(ws: Workspace, version: str, as_of: datetime) -> Upstream:
     """Load the model that makes a version's vectors as of a moment: its own, or the latest that continues it."""
-    upstream = Upstream(ws, lifecycle.model_at(ws.ledger, version, as_of))
+    upstream = load_upstream(ws, lifecycle.model_at(ws.ledger, version, as_of))
     upstream.space = ws.ledger.space(ws.ledger.version(version).space_id)
     return upstream
 
@@ -155,7 +164,7 @@ def upstreams_of(ws: Workspace, version: str, like: Upstream | None = None) -> l
     space = ws.ledger.space(ws.ledger.version(version).space_id)
     found: list[Upstream] = []
     for model in lifecycle.models_of(ws.ledger, version):
-        upstream = Upstream(ws, model, like or (found[0] if found else None))
+        upstream = load_upstream(ws, model, like or (found[0] if found else None))
         upstream.space = space
         found.append(upstream)
     return found

@@ -62,6 +62,13 @@ def create(
         raise NotReadyError(
             f"Not trained yet: {', '.join(missing) or 'any consumer'}. Run `headwater train-downstream NAME` first."
         )
+    tasks = [known[item]["task"] for item in chosen]
+    for task in sorted({task for task in tasks if tasks.count(task) > 1}):
+        same = [item for item in chosen if known[item]["task"] == task]
+        raise ConfigError(
+            f"{' and '.join(same)} are of one task ({task}), and a release has one consumer per task: name those to "
+            "release with --consumer."
+        )
     versions = {version: None for item in chosen for version in known[item]["versions"]}
     served = {version: ws.ledger.version(version).space_id for version in versions}
     retired = sorted(served.keys() & lifecycle.retirements(ws.ledger).keys())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KS = (10, 50, 100)
 HORIZON = timedelta(days=28)
+SURFACE = "surface"  # the context column that says where an item was shown
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,22 @@ class Question:
 
 
 def question(
-    ws: Workspace, user_ids: pl.Series, item_ids: pl.Series, as_of: datetime, past: timedelta | None = None
+    ws: Workspace,
+    user_ids: pl.Series,
+    item_ids: pl.Series,
+    as_of: datetime,
+    past: timedelta | None = None,
+    surface: str | None = None,
 ) -> Question | None:
     """Read from the log what the given users chose of the given items; None if nobody chose any.
 
     Choices before `as_of`, as far as `past` reaches (`coverage` by default), are for the baselines; choices within
     28 days from the moment at which a snapshot as of `as_of` can be read are to be found.
+
+    Parameters
+    ----------
+    surface
+        Only choices that came of an impression on it; None for all.
     """
     from models.downstream.retrieval import popularity
 
@@ -156,6 +167,10 @@ def question(
     rows = pl.DataFrame({"user_id": user_ids}).with_row_index("user")
     start = as_of + ws.config.availability_lag
     acted = ws.log.events.filter(pl.col("event_type").cast(pl.String).is_in(list(actions_of(ws))))
+    if surface is not None:
+        acted = acted.select("event_timestamp", "user_id", "item_id", "impression_id").join(
+            _shown_on(ws, surface), on="impression_id", how="semi"
+        )
 
     def between(first: datetime, last: datetime) -> pl.DataFrame:
         found = acted.filter(pl.col("event_timestamp").is_between(first, last, closed="left"))
@@ -177,6 +192,19 @@ def question(
     )
 
 
+def surfaces_of(ws: Workspace) -> list[str]:
+    """Return where items were shown, by the context column of that name; empty where the log has none."""
+    if SURFACE not in ws.log.context_columns.categorical:
+        return []
+    return ws.log.events[SURFACE].drop_nulls().cast(pl.String).unique().sort().to_list()
+
+
+def _shown_on(ws: Workspace, surface: str) -> pl.DataFrame:
+    """Return the ids of the impressions on a surface: the context belongs to the impression, not to what followed."""
+    shown = (pl.col("event_type") == "impression") & (pl.col(SURFACE).cast(pl.String) == surface)
+    return ws.log.events.filter(shown).select("impression_id")
+
+
 def actions_of(ws: Workspace) -> tuple[str, ...]:
     """Return the event types that retrieval has to foresee."""
     found = "conversion" if ws.log.record.counts.get("conversion") else "click"
@@ -196,13 +224,22 @@ def _score(ws: Workspace, pair: Pair) -> dict[str, Any] | None:
     factors = items.shape[1]
     ones = np.ones(len(asked.pairs[0]), np.float32)
     factorized = als(*asked.pairs, ones, (len(users), len(items)), asked.asked, max(KS), factors=factors)
+    own = _name(ws, str(pair.users.version))
     ranked = {
-        f"DERM {pair.users.version}": asked.rank(users, items),
+        own: asked.rank(users, items),
         f"popularity ({', '.join(actions_of(ws))})": asked.popular,
         f"ALS ({factors} factors, implicit)": factorized,
     }
+    surfaces = []
+    for surface in surfaces_of(ws):
+        there = question(ws, user_ids, item_ids, pair.users.as_of, surface)
+        if there is not None:
+            positions = {own: there.rank(users, items), f"popularity ({surface})": there.popular}
+            scored = {name: _row(name, there.score(found)) for name, found in positions.items()}
+            surfaces += [{"surface": surface, "users": len(there.asked), **row} for row in scored.values()]
     return {
         "table": [_row(name, asked.score(positions)) for name, positions in ranked.items()],
+        "by_surface": surfaces,
         "setup": {
             "as_of": pair.users.as_of.isoformat(),
             "horizon_days": HORIZON.days,
@@ -215,6 +252,12 @@ def _score(ws: Workspace, pair: Pair) -> dict[str, Any] | None:
         },
         "space_id": pair.users.space_id,
     }
+
+
+def _name(ws: Workspace, version: str) -> str:
+    """Return what the report calls retrieval by a version."""
+    content = ws.ledger.space(ws.ledger.version(version).space_id).config.get("kind") == "content"
+    return f"{'content' if content else 'DERM'} {version}"
 
 
 def _row(name: str, score: RetrievalScore) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from jobs.training_set import LABELS
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
+    from jobs.config import Consumer
     from models.downstream.fit import FitConfig
 
 STEPS_PER_EPOCH, SMALLEST_BATCH, LARGEST_BATCH = 200, 128, 2048
@@ -90,10 +91,8 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     manifest = read_json(manifest_file)
     spaces = {version: ws.ledger.version(version).space_id for version in consumer.versions}
     check_pins(manifest.get("spaces", spaces), spaces, who=f"The training set of {name}")
-    config = fit_config(manifest["rows"])
-    request = {"training_set": manifest["request"], "seeds": ws.config.seeds, "fit": asdict(config)}
-    if consumer.each_alone:
-        request["each_alone"] = True  # only where it is set: a setting that is new changes no training without it
+    config = fit_config(manifest["rows"], consumer)
+    request = _request(ws, consumer, manifest, config)
     key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
     folder = ws.home.artifacts / f"{name}-{key}"
     variants = variants_of(consumer.versions, consumer.each_alone)
@@ -118,17 +117,29 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     return Result(name, folder, variants, reused)
 
 
-def fit_config(rows: int) -> FitConfig:
-    """Return how rankers are trained on a training set of so many rows.
+def _request(ws: Workspace, consumer: Consumer, manifest: dict[str, Any], config: FitConfig) -> dict[str, Any]:
+    """Say what decides the trained rankers, without what is not set: a new setting changes no ranker without it."""
+    fit = asdict(config)
+    if not config.ranker.attention_heads:
+        del fit["ranker"]["attention_heads"]
+    request = {"training_set": manifest["request"], "seeds": ws.config.seeds, "fit": fit}
+    own = {"each_alone": consumer.each_alone, "tokens": consumer.tokens, "calibration": consumer.calibration}
+    return request | {name: value for name, value in own.items() if value}
+
+
+def fit_config(rows: int, consumer: Consumer | None = None) -> FitConfig:
+    """Return how a consumer's rankers are trained on a training set of so many rows.
 
     Batches are chosen for some two hundred steps per epoch, looks at the validation rows for fifty steps between
     them, and epochs for at least twelve hundred steps in all: early stopping, and not the budget, ends training.
     """
     from models.downstream.fit import FitConfig
+    from models.downstream.ranker import RankerConfig
 
     batch = min(max(2 ** int(math.log2(max(rows, 1) / STEPS_PER_EPOCH + 1)), SMALLEST_BATCH), LARGEST_BATCH)
     steps = max(1, rows // batch)
     return FitConfig(
+        ranker=RankerConfig(attention_heads=0 if consumer is None else consumer.attention_heads),
         batch_size=batch,
         # On the demo's validation rows as good as 7e-4, in three quarters of the steps; 2e-3 costs the baseline some.
         learning_rate=1.2e-3,
@@ -147,6 +158,7 @@ def _lane(
     """Train and test one ranker after the other."""
     from jobs.features.ranking import TrainingSet
     from models.downstream.artifact import save_ranker
+    from models.downstream.calibration import fit_calibration
     from models.downstream.fit import fit_ranker, predict
 
     ws = Workspace.open(root)
@@ -173,13 +185,23 @@ def _lane(
     encoder.save(folder / "encoder.json")
     _save_array(folder / "test.npz", label=test.label, weight=test.weight, user=test.user)
     spec = encoder.spec(dims)
+    if consumer.tokens:
+        spec = replace(spec, tokens=_tokens(ws, source.views))
     spaces = {view: ws.ledger.version(view.rsplit("_", 1)[1]).space_id for view in source.views}
     for variant, seed in runs:
         progress(f"{name}: {variant.name}, seed {seed}", 0, 1)
         place = _place(folder, variant, seed)
         fitted = fit_ranker(train, valid, spec.with_embeddings(variant.views), config, seed)
-        save_ranker(fitted.model, place, {view: spaces[view] for view in variant.views}, {"offset": fitted.offset})
-        _save_array(place / "test.npz", logit=predict(fitted.model, test) + fitted.offset)
+        extra: dict[str, Any] = {"offset": fitted.offset}
+        logits = {"logit": predict(fitted.model, test) + fitted.offset}
+        read = {view: spaces[view] for view in variant.views}
+        if consumer.calibration is not None:
+            odds = predict(fitted.model, valid) + fitted.offset
+            learned = fit_calibration(consumer.calibration, valid.label, odds, valid.weight)
+            extra["calibration"] = learned.to_dict()
+            logits = {"logit": learned.apply(logits["logit"]), "uncalibrated": logits["logit"]}
+        save_ranker(fitted.model, place, read, extra)
+        _save_array(place / "test.npz", **logits)
         curve = [
             {
                 "epoch": item.epoch,
@@ -191,6 +213,13 @@ def _lane(
         ]
         write_json({"seconds": fitted.seconds, "points": curve}, place / "curve.json")
     progress(f"{name}: trained", 1, 1)
+
+
+def _tokens(ws: Workspace, views: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    """Return of how many tokens the vectors of each view are; a view of one is not named."""
+    configs = {view: ws.ledger.space(ws.ledger.version(view.rsplit("_", 1)[1]).space_id).config for view in views}
+    counts = {view: int(config.get("out_tokens", 1)) for view, config in configs.items()}
+    return tuple((view, count) for view, count in counts.items() if count > 1)
 
 
 def _save_array(path: Path, **arrays: np.ndarray) -> None:

@@ -119,9 +119,16 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
     from models.upstream.derm import space_id
 
     ws.use_threads()
-    fitted = fit_upstream(
-        ws, settings, presets.by_name(ws.config.preset), checkpoints=folder / "checkpoint", progress=progress
-    )
+    fitted: Any
+    if settings.kind == "content":
+        from jobs.content import fit_content
+
+        progress(f"factorize {version}", 0, 1)
+        fitted = fit_content(ws, settings)
+    else:
+        fitted = fit_upstream(
+            ws, settings, presets.by_name(ws.config.preset), checkpoints=folder / "checkpoint", progress=progress
+        )
     config = {**fitted.model.config.to_dict(), **folding.setting(settings.fold_in)}
     identity = space_id(fitted.model.state_dict(), config, ws.log.fingerprint)
     artifact = ws.home.artifacts / identity
@@ -151,9 +158,10 @@ def enter_log(ws: Workspace) -> None:
 def _training(ws: Workspace, settings: Upstream) -> tuple[dict[str, Any], Path]:
     """Return all that decides how an upstream is trained, and the folder of that very training."""
     cutoff = settings.train_end or ws.splits.upstream_end
+    # Without what is not set, so that a setting that is new changes no training that does not use it.
+    told = settings.model_dump(mode="json", exclude_none=True)
     request = {
-        # Without what is not set, so that a setting that is new changes no training that does not use it.
-        "upstream": settings.model_dump(mode="json", exclude_none=True),
+        "upstream": {name: value for name, value in told.items() if (name, value) != ("kind", "derm")},
         "preset": ws.config.preset,
         "epochs": ws.config.epochs,
         "cutoff": cutoff.isoformat(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -41,15 +42,18 @@ class Result:
     reused: bool = False
 
 
-def labels_of(ws: Workspace, task: str) -> pl.DataFrame:
+def labels_of(ws: Workspace, task: str, where: Mapping[str, str] | None = None) -> pl.DataFrame:
     """Return the labelled rows a consumer's task learns from and is judged on.
 
-    CTR takes every impression from the upstream cut-off on, CVR every clicked one.
+    CTR takes every impression from the upstream cut-off on, CVR every clicked one; `where` keeps those whose context
+    columns have the given values.
 
     Raises
     ------
     NotReadyError
         If the log has no row for this task; the message says why.
+    ConfigError
+        If the log has no such context column.
     """
     from jobs.features.labels import opportunities
 
@@ -62,9 +66,25 @@ def labels_of(ws: Workspace, task: str) -> pl.DataFrame:
         rows = rows.filter(pl.col("click").fill_null(True))
     else:
         raise NotReadyError(f"The task '{task}' reads snapshots, not a training set.")
+    rows = rows.filter(_matches(ws, where or {}))
     if rows.height == 0:
-        raise NotReadyError(f"The log has no row for the task '{task}' from {ws.splits.upstream_end} on.")
+        told = "".join(f" with {name} {value}" for name, value in (where or {}).items())
+        raise NotReadyError(f"The log has no row for the task '{task}'{told} from {ws.splits.upstream_end} on.")
     return rows.drop("user_code", "item_code")
+
+
+def _matches(ws: Workspace, where: Mapping[str, str]) -> pl.Expr:
+    """Return what holds for rows whose context columns have the given values; always, where none is given."""
+    context = ws.log.context_columns
+    known = (*context.categorical, *context.numeric)
+    unknown = [name for name in where if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"The log has no context column {', '.join(unknown)} (it has: {', '.join(known) or 'none'}). See `where` "
+            "of the consumer in config.yaml."
+        )
+    tests = [pl.col(name).cast(pl.String) == value for name, value in where.items()]
+    return pl.all_horizontal(pl.lit(True), *tests).fill_null(False)
 
 
 def run(
@@ -101,7 +121,7 @@ def run(
     """
     consumer = ws.config.consumer(service)
     folder = ws.home.training_sets / service if out is None else out.resolve()
-    own = labels_of(ws, consumer.task).with_row_index("row_id") if labels is None else None
+    own = labels_of(ws, consumer.task, consumer.where).with_row_index("row_id") if labels is None else None
     request = _request(ws, service, labels)
     manifest_file = folder / "manifest.json"
     if manifest_file.exists() and read_json(manifest_file)["request"] == request:
@@ -173,6 +193,9 @@ def _request(ws: Workspace, service: str, labels: Path | None) -> dict[str, Any]
         "snapshots": digest,
         "shard_rows": SHARD_ROWS,
     }
+    where = ws.config.consumer(service).where
+    if where and labels is None:
+        request["where"] = where
     if labels is not None:
         contents = [sha256_of(file) for file in parquet_files(labels)]
         request["labels"] = hashlib.sha256("".join(contents).encode()).hexdigest()
@@ -259,6 +282,7 @@ def _past(ws: Workspace, consumer: Consumer, label: str, name: str, start: datet
     rows = opportunities(ws.log).filter(pl.col("event_timestamp") < start)
     if consumer.task == "cvr":
         rows = rows.filter(pl.col("click").fill_null(True))
+    rows = rows.filter(_matches(ws, consumer.where))
     labels = rows[label].drop_nulls()
     return _Past(_usable(float(labels.sum() / max(len(labels), 1)), len(labels)), {})
 

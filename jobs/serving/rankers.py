@@ -155,7 +155,7 @@ class ServedRanker:
             logits = self.saved.model(inputs.batch(rows)).numpy()
         if not np.isfinite(logits).all():
             raise ValueError(f"{self.name}: {int((~np.isfinite(logits)).sum())} scores are not finite")
-        return probability(logits, self.saved.extra["offset"])
+        return probability(self.saved.log_odds(logits))
 
     def score_frame(self, frame: pl.DataFrame) -> np.ndarray:
         """Return the same for rows as a training set has them, by the way that training takes."""
@@ -168,7 +168,7 @@ class ServedRanker:
             table = np.array(vectors.drop_nulls().to_list(), np.float32).reshape(-1, dim)
             embeddings[view] = (table, np.where(there, np.cumsum(there) - 1, -1))
         data = ranker_data(*self.encoder.arrays(self.encoder.encode(frame)), embeddings)
-        return probability(predict(self.saved.model, data), self.saved.extra["offset"])
+        return probability(self.saved.log_odds(predict(self.saved.model, data)))
 
 
 def best_model(folder: Path) -> Path:
@@ -195,6 +195,6 @@ def ranker_data(cats: np.ndarray, crosses: np.ndarray, nums: np.ndarray, embeddi
     return RankerData(cats, crosses, nums, embeddings, np.zeros(count, np.float32), ones, np.zeros(count, np.int64))
 
 
-def probability(logit: np.ndarray, offset: float) -> np.ndarray:
-    """Return probabilities float64 [N] for the log before down-sampling."""
-    return np.asarray(1.0 / (1.0 + np.exp(-(logit.astype(np.float64) + offset))))
+def probability(log_odds: np.ndarray) -> np.ndarray:
+    """Return probabilities float64 [N]."""
+    return np.asarray(1.0 / (1.0 + np.exp(-log_odds)))

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from safetensors.torch import load_file, save_file
 
 from feature_repo.contracts.errors import NotFoundError, SpaceMismatchError
 from feature_repo.contracts.spaces import check_pins
+from models.downstream.calibration import Calibration
 from models.downstream.inputs import RankerSpec
 from models.downstream.ranker import Ranker, RankerConfig
 
@@ -55,6 +58,12 @@ class SavedRanker:
     model: Ranker
     space_ids: dict[str, str]
     extra: dict[str, Any]
+
+    def log_odds(self, predicted: ArrayLike) -> NDArray[np.float64]:
+        """Return what the model's outputs mean for the log before down-sampling: offset added, calibrated if it is."""
+        odds = np.asarray(predicted).astype(np.float64) + self.extra["offset"]
+        known = self.extra.get("calibration")
+        return odds if known is None else Calibration.from_dict(known).apply(odds)
 
 
 def load_ranker(folder: Path, space_ids: Mapping[str, str]) -> SavedRanker:

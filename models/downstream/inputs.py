@@ -34,12 +34,14 @@ class RankerSpec:
     pairs
         ``(left, right)`` names of embeddings of the same space. Their elementwise product and their dot
         product become features. Embeddings of two spaces must never be paired.
+    tokens
+        ``(name, K)`` of embeddings that are K tokens side by side, each of dim / K floats; others are one token.
 
     Raises
     ------
     ValueError
-        If a name is used twice, a size is not positive, or a pair names an unknown embedding or two
-        embeddings of different length.
+        If a name is used twice, a size is not positive, a pair names an unknown embedding or two embeddings of
+        different length, or tokens do not divide their embedding.
     """
 
     cats: tuple[tuple[str, int, int], ...] = ()
@@ -47,6 +49,7 @@ class RankerSpec:
     crosses: tuple[tuple[str, int, int], ...] = ()
     embeddings: tuple[tuple[str, int], ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
+    tokens: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         tables = (*self.cats, *self.crosses)
@@ -71,6 +74,13 @@ class RankerSpec:
                     "vectors of one space have one length. Pair embeddings of the same space only."
                 )
 
+        for name, count in self.tokens:
+            if count < 1 or dims.get(name, 1) % count or name not in dims:
+                raise ValueError(
+                    f"RankerSpec: '{name}' of {dims.get(name, 0)} floats is no {count} tokens. "
+                    "Name as many as its upstream gave it (out_tokens)."
+                )
+
     def with_embeddings(self, names: Collection[str]) -> RankerSpec:
         """Return this specification with only the named embeddings, and the pairs that remain whole.
 
@@ -89,17 +99,19 @@ class RankerSpec:
             self,
             embeddings=tuple(field for field in self.embeddings if field[0] in names),
             pairs=tuple(pair for pair in self.pairs if pair[0] in names and pair[1] in names),
+            tokens=tuple(field for field in self.tokens if field[0] in names),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {
+        values: dict[str, Any] = {
             "cats": [list(field) for field in self.cats],
             "nums": self.nums,
             "crosses": [list(field) for field in self.crosses],
             "embeddings": [list(field) for field in self.embeddings],
             "pairs": [list(pair) for pair in self.pairs],
         }
+        return values | ({"tokens": [list(field) for field in self.tokens]} if self.tokens else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RankerSpec:
@@ -110,6 +122,7 @@ class RankerSpec:
             crosses=tuple((name, int(size), int(dim)) for name, size, dim in values["crosses"]),
             embeddings=tuple((name, int(dim)) for name, dim in values["embeddings"]),
             pairs=tuple((left, right) for left, right in values["pairs"]),
+            tokens=tuple((name, int(count)) for name, count in values.get("tokens", ())),
         )
 
 

@@ -1,6 +1,7 @@
 """The layers of a ranker.
 
-Shapes: B batch, F fields of one table, M numeric inputs, T bins, X width of the joined input.
+Shapes: B batch, F fields of one table, M numeric inputs, T bins or tokens, G embedding inputs, H token dim,
+X width of the joined input.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 # The logarithm of a float32 stays within 89; a value this low lies under every bin, and fills none.
 _BELOW_ALL = -1e4
@@ -145,6 +147,44 @@ class Dropout(nn.Module):
         words.random_(-(2**63), None, generator=self.generator)
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
         return x * kept * (256 / (256 - self.threshold))
+
+
+class TokenAttention(nn.Module):
+    """Attention among the tokens of all embedding inputs: each may take from every other (Vaswani et al. 2017).
+
+    A token knows by a learned vector which one it is. Where an embedding is missing, learned tokens stand in for it.
+
+    Parameters
+    ----------
+    inputs
+        For each token the embedding input that it is of, ``[T]``.
+    dim
+        H.
+    heads
+        Divide H.
+    """
+
+    def __init__(self, inputs: Sequence[int], dim: int, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or dim % heads:
+            raise ValueError(f"TokenAttention: {heads} heads do not divide tokens of {dim} floats.")
+        self.inputs, self.heads = list(inputs), heads
+        self.missing = nn.Parameter(torch.zeros(len(self.inputs), dim))
+        self.place = nn.Parameter(torch.randn(len(self.inputs), dim) * 0.02)
+        self.norm = nn.LayerNorm(dim)
+        self.project = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """Return tokens ``[B, T, H]``, each with what it took from the others; `present` is ``[B, G]``, 1 or 0."""
+        here = present[:, self.inputs].unsqueeze(2)  # [B, T, 1]
+        tokens = tokens * here + self.missing * (1 - here)
+        batch, count, dim = tokens.shape
+        parts = self.project(self.norm(tokens + self.place)).view(batch, count, 3, self.heads, dim // self.heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)  # [B, heads, T, H / heads] each
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        taken: Tensor = tokens + self.out(mixed.transpose(1, 2).reshape(batch, count, dim))
+        return taken
 
 
 class CrossLayer(nn.Module):

@@ -1,7 +1,7 @@
 """The ranker: every input to one vector, then DCN-v2 beside an MLP, then one logit.
 
 Shapes: B batch, F fields of one table, M numeric inputs, T bins, G embedding inputs, D embedding dim,
-H token dim, X width of the joined input.
+H token dim, K tokens of one embedding input, X width of the joined input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from models.downstream.batches import RankerBatch, table_layouts
 from models.downstream.inputs import RankerData, RankerSpec, gathered
-from models.downstream.layers import CrossLayer, Dropout, IdDropout, NumericInput
+from models.downstream.layers import CrossLayer, Dropout, IdDropout, NumericInput, TokenAttention
 
 # Means and quantiles of this many training rows are as good as of all of them.
 _STATISTICS_ROWS = 50_000
@@ -30,7 +30,7 @@ class RankerConfig:
     cross_layers: int = 2
     cross_rank: int = 32  # 0: full-rank cross layers
     hidden: tuple[int, ...] = (96, 48)
-    token_dim: int = 32  # H: what one embedding input becomes
+    token_dim: int = 32  # H: what one token of an embedding input becomes
     pair_dim: int = 16  # what one elementwise product becomes
     numeric_bins: int = 8  # T; 0: standardized values only
     numeric_dim: int = 32  # what the binned numeric inputs become together
@@ -38,6 +38,7 @@ class RankerConfig:
     id_dropout: float = 0.5
     id_dropout_size: int = 1000  # vocabularies from this size on
     table_init: float = 0.01
+    attention_heads: int = 0  # 0: tokens stand side by side; else each may take from the others
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RankerConfig:
@@ -57,8 +58,9 @@ class Ranker(nn.Module):
 
     Notes
     -----
-    An embedding input becomes a token: projection, then LayerNorm. Where it is missing the token and the
-    products it takes part in are zero, and an indicator is 0 instead of 1.
+    An embedding input becomes a token, or as many as the specification says, each with a projection of its own, then
+    LayerNorm. Where it is missing the tokens and the products it takes part in are zero, and an indicator is 0 instead
+    of 1: to the layers above that is a learned vector in its place.
     """
 
     embedding_scale: Tensor
@@ -78,20 +80,28 @@ class Ranker(nn.Module):
         self._pairs = tuple((names.index(left), names.index(right)) for left, right in spec.pairs)
         self.register_buffer("embedding_scale", torch.ones(len(names)))
         self.dropout = Dropout(config.embedding_dropout)
-        self.tokens = nn.ModuleList(nn.Linear(dim, config.token_dim) for _, dim in spec.embeddings)
+        counts = dict(spec.tokens)
+        self._counts = tuple(counts.get(name, 1) for name in names)  # K of each embedding input
+        self.tokens = nn.ModuleList(
+            nn.Linear(dim // count, count * config.token_dim)
+            for (_, dim), count in zip(spec.embeddings, self._counts, strict=True)
+        )
         self.token_norms = nn.ModuleList(nn.LayerNorm(config.token_dim) for _ in names)
         self.products = nn.ModuleList(
             nn.Linear(spec.embeddings[left][1], config.pair_dim, bias=False) for left, _ in self._pairs
         )
         width = sum(layout.dim * len(layout.columns) for layout in layouts)
         width += self.numeric.dim if self.numeric is not None else 0
-        width += len(names) * (config.token_dim + 1) + len(self._pairs) * (config.pair_dim + 1)
+        width += sum(self._counts) * config.token_dim + len(names) + len(self._pairs) * (config.pair_dim + 1)
         self.crosses = nn.ModuleList(CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers))
         layers: list[nn.Module] = []
         for size_in, size_out in zip((width, *config.hidden), config.hidden, strict=False):
             layers += [nn.Linear(size_in, size_out), nn.ReLU()]
         self.mlp = nn.Sequential(*layers)
         self.head = nn.Linear(width + (config.hidden[-1] if config.hidden else width), 1)
+        inputs = [position for position, count in enumerate(self._counts) for _ in range(count)]
+        heads = config.attention_heads if names else 0
+        self.attention = TokenAttention(inputs, config.token_dim, heads) if heads else None
 
     def draw_from(self, generator: torch.Generator) -> None:
         """Take the randomness of training from a generator of its own instead of the global one."""
@@ -140,8 +150,17 @@ class Ranker(nn.Module):
         # Scales go into the weights, and zeros into the results: both are smaller than the vectors.
         for position, (project, norm) in enumerate(zip(self.tokens, self.token_norms, strict=True)):
             weight = project.get_parameter("weight") * self.embedding_scale[position]
-            token = F.linear(batch.vectors[position], weight, project.get_parameter("bias"))
-            parts.append(norm(token) * here[:, position])  # [B, H]
+            bias, count = project.get_parameter("bias"), self._counts[position]
+            if count == 1:
+                token = norm(F.linear(batch.vectors[position], weight, bias))  # [B, H]
+            else:
+                given = batch.vectors[position].unflatten(1, (count, -1))  # [B, K, D / K]
+                own = weight.unflatten(0, (count, -1))  # [K, H, D / K]
+                token = norm(torch.einsum("bkd,khd->bkh", given, own) + bias.unflatten(0, (count, -1))).flatten(1)
+            parts.append(token * here[:, position])  # [B, K * H]
+        if self.attention is not None:
+            tokens = torch.cat(parts, dim=1).unflatten(1, (-1, self.config.token_dim))
+            parts = [self.attention(tokens, batch.present).flatten(1)]
         for (left, right), project in zip(self._pairs, self.products, strict=True):
             scale = self.embedding_scale[left] * self.embedding_scale[right]
             both = here[:, left] * here[:, right]  # [B, 1]
