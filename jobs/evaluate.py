@@ -198,7 +198,7 @@ def _lift(ws: Workspace, scored: _Scored, task: str) -> list[dict[str, Any]]:
 
 
 def _calibration_error(scored: _Scored, key: str) -> float | None:
-    """Return how far a row's predictions lie from the observed rate of their bin, mean over seeds; None for an oracle."""
+    """Return how far predictions lie from the observed rate of their bin, mean over seeds; None for an oracle."""
     from models.metrics import calibration
 
     logits = scored.baseline if key == "baseline" else scored.treatments.get(key)

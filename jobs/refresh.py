@@ -145,7 +145,7 @@ def load_upstream(ws: Workspace, space: Space, like: Upstream | None = None) -> 
 
     if space.config.get("kind") == "content":
         return ContentUpstream(ws, space)
-    return Upstream(ws, space, None if isinstance(like, ContentUpstream) else like)
+    return Upstream(ws, space) if like is None or isinstance(like, ContentUpstream) else Upstream(ws, space, like)
 
 
 def upstream_at(ws: Workspace, version: str, as_of: datetime) -> Upstream:

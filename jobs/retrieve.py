@@ -232,7 +232,7 @@ def _score(ws: Workspace, pair: Pair) -> dict[str, Any] | None:
     }
     surfaces = []
     for surface in surfaces_of(ws):
-        there = question(ws, user_ids, item_ids, pair.users.as_of, surface)
+        there = question(ws, user_ids, item_ids, pair.users.as_of, surface=surface)
         if there is not None:
             positions = {own: there.rank(users, items), f"popularity ({surface})": there.popular}
             scored = {name: _row(name, there.score(found)) for name, found in positions.items()}

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import ingest
 from jobs.config import Config
-from jobs.retrieve import HORIZON, question
+from jobs.retrieve import HORIZON, question, surfaces_of
 from jobs.workspace import Workspace
 
 AS_OF = datetime(2024, 3, 1, tzinfo=UTC)
@@ -64,3 +64,30 @@ def test_a_ranking_is_scored_against_popularity(ws: Workspace) -> None:
 
 def test_nobody_asks_after_the_log_has_ended(ws: Workspace) -> None:
     assert question(ws, pl.Series([1, 2]), pl.Series([10, 11, 12]), AS_OF + timedelta(days=60)) is None
+
+
+def test_choices_of_a_surface_are_those_that_followed_an_impression_on_it(tmp_path: Path) -> None:
+    later = AS_OF + timedelta(days=1)
+    rows = [
+        (AS_OF - timedelta(days=3), 1, 10, "impression", 1, "feed"),
+        (AS_OF - timedelta(days=3), 1, 10, "click", 1, None),
+        (later, 1, 11, "impression", 2, "search"),
+        (later, 1, 11, "click", 2, None),
+        (later, 1, 12, "impression", 3, "feed"),
+        (later, 1, 12, "click", 3, None),
+        (later, 2, 10, "impression", 4, "feed"),
+        (later, 2, 10, "click", 4, None),
+    ]
+    columns = ["event_timestamp", "user_id", "item_id", "event_type", "impression_id", "surface"]
+    pl.DataFrame(rows, schema=columns, orient="row").write_parquet(tmp_path / "events.parquet")
+    home, events = tmp_path / "home", (str(tmp_path / "events.parquet"),)
+    ingest.run(ingest.IngestConfig(home=home, name="tiny", events=events, now=AS_OF + timedelta(days=99)))
+    ws = Workspace.open(home)
+    assert surfaces_of(ws) == ["feed", "search"]
+    users, items = pl.Series([1, 2]), pl.Series([10, 11, 12])
+    feed = question(ws, users, items, AS_OF, surface="feed")
+    search = question(ws, users, items, AS_OF, surface="search")
+    assert feed is not None and search is not None
+    assert feed.asked.tolist() == [0, 1] and [found.tolist() for found in feed.relevant] == [[2], [0]]
+    assert search.asked.tolist() == [0] and [found.tolist() for found in search.relevant] == [[1]]
+    assert feed.pairs[1].tolist() == [0] and search.pairs[1].tolist() == []
