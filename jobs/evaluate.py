@@ -60,13 +60,14 @@ def run(
     groups: list[dict[str, Any]] = []
     together: list[dict[str, Any]] = []
     curves = _upstream_curves(ws)
-    retrieval: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     for step, consumer in enumerate(trained):
         progress(f"evaluate {consumer['name']}", step, len(trained))
         folder = ws.home.root / consumer["record"]["artifact"]
         if consumer["task"] == "retrieval":
-            retrieval = read_json(folder / "scores.json")
-            scores = {"recall_at_100": {row["model"]: round(row["recall_at_100"], 4) for row in retrieval["table"]}}
+            found[consumer["name"]] = read_json(folder / "scores.json")
+            table = found[consumer["name"]]["table"]
+            scores = {"recall_at_100": {row["model"]: round(row["recall_at_100"], 4) for row in table}}
         else:
             task = _task(consumer, folder)
             scored = _Scored.read(ws, consumer, folder, truth)
@@ -82,6 +83,7 @@ def run(
         record = {**consumer["record"], **scores}
         ws.ledger.put_consumer(consumer["name"], consumer["task"], consumer["versions"], record)
     adjust(lift)
+    retrieval = _retrieval(found)
     progress("evaluate", len(trained), len(trained))
     timings = ws.home.reports / "timings.json"
     summary = {
@@ -107,6 +109,24 @@ def run(
     path = ws.home.reports / "summary.json"
     write_json(summary, path)
     return Result(path, summary)
+
+
+def _retrieval(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the scores of all retrieval consumers as one; rows of several say whose they are, as do their users."""
+    if len(found) < 2:
+        return next(iter(found.values()), {})
+
+    def rows(table: str, of: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        each = ((name, row) for name, scores in of.items() for row in scores.get(table) or [])
+        return [{**row, "model": f"{name}: {row['model']}"} for name, row in each]
+
+    before = {name: scores["validation"] for name, scores in found.items() if scores.get("validation")}
+    return {
+        **next(iter(found.values())),
+        "table": rows("table", found),
+        "by_surface": rows("by_surface", found),
+        "validation": {**next(iter(before.values())), "table": rows("table", before)} if before else None,
+    }
 
 
 def _task(consumer: dict[str, Any], folder: Path) -> str:
