@@ -66,15 +66,15 @@ def labels_of(ws: Workspace, task: str, where: Mapping[str, str] | None = None) 
         rows = rows.filter(pl.col("click").fill_null(True))
     else:
         raise NotReadyError(f"The task '{task}' reads snapshots, not a training set.")
-    rows = rows.filter(_matches(ws, where or {}))
+    rows = rows.filter(*_tests(ws, where or {}))
     if rows.height == 0:
         told = "".join(f" with {name} {value}" for name, value in (where or {}).items())
         raise NotReadyError(f"The log has no row for the task '{task}'{told} from {ws.splits.upstream_end} on.")
     return rows.drop("user_code", "item_code")
 
 
-def _matches(ws: Workspace, where: Mapping[str, str]) -> pl.Expr:
-    """Return what holds for rows whose context columns have the given values; always, where none is given."""
+def _tests(ws: Workspace, where: Mapping[str, str]) -> list[pl.Expr]:
+    """Return a test for each context column that must have a given value."""
     context = ws.log.context_columns
     known = (*context.categorical, *context.numeric)
     unknown = [name for name in where if name not in known]
@@ -83,8 +83,7 @@ def _matches(ws: Workspace, where: Mapping[str, str]) -> pl.Expr:
             f"The log has no context column {', '.join(unknown)} (it has: {', '.join(known) or 'none'}). See `where` "
             "of the consumer in config.yaml."
         )
-    tests = [pl.col(name).cast(pl.String) == value for name, value in where.items()]
-    return pl.all_horizontal(pl.lit(True), *tests).fill_null(False)
+    return [pl.col(name).cast(pl.String) == value for name, value in where.items()]
 
 
 def run(
@@ -282,7 +281,7 @@ def _past(ws: Workspace, consumer: Consumer, label: str, name: str, start: datet
     rows = opportunities(ws.log).filter(pl.col("event_timestamp") < start)
     if consumer.task == "cvr":
         rows = rows.filter(pl.col("click").fill_null(True))
-    rows = rows.filter(_matches(ws, consumer.where))
+    rows = rows.filter(*_tests(ws, consumer.where))
     labels = rows[label].drop_nulls()
     return _Past(_usable(float(labels.sum() / max(len(labels), 1)), len(labels)), {})
 
