@@ -35,6 +35,7 @@ from models.upstream.inputs import ItemBatch, UserBatch
 # How the rates of the towers' id and attribute tables are searched, as factors of the ranker's.
 SEARCH: tuple[dict[str, float], ...] = ({}, {"items.rows.": 5.0, "items.attributes.": 5.0})
 STARTS = ("fresh", "upstream")
+CANDIDATES = 500  # of a timed request
 
 
 @dataclass(frozen=True)
@@ -213,18 +214,28 @@ def fit(
     return Fitted(logits, min(point.valid_log_loss for point in fitted.history), fitted.seconds)
 
 
+def _one_request(rows: Rows, known: Histories, candidates: int) -> np.ndarray:
+    """Return test rows of distinct items, all of the refresh moment that has most of them, int64 [<= candidates]."""
+    test = np.flatnonzero(rows.chosen[2] & (known.item_at >= 0) & (known.user_at >= 0))
+    places, first = np.unique(known.item_at[test], return_index=True)
+    ends = np.cumsum([len(table.code) for table in known.items])
+    moments = np.searchsorted(ends, places, side="right")
+    fullest = np.bincount(moments).argmax()
+    return test[first[moments == fullest][:candidates]]
+
+
 def ranking_cost(
-    rows: Rows, known: Histories, model: Monolith, ranker: Ranker, *, candidates: int = 500, repeats: int = 60
-) -> dict[str, list[float]]:
-    """Time requests of one user and many candidates on one thread, the kinds in turn: milliseconds of each.
+    rows: Rows, known: Histories, model: Monolith, ranker: Ranker, *, candidates: int = CANDIDATES, repeats: int = 60
+) -> tuple[dict[str, list[float]], int]:
+    """Time requests of one user and many candidates on one thread, the kinds in turn: milliseconds of each, and how
+    many candidates there were.
 
     A request gathers its tensors and computes logits. `vectors looked up` is the platform's ranker; `monolith` encodes
     user and candidates; `monolith, items kept` encodes the user and looks the candidates' vectors up.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    test = np.flatnonzero(rows.chosen[2])
-    some = test[(known.item_at[test] >= 0) & (known.user_at[test] >= 0)][:candidates]
+    some = _one_request(rows, known, candidates)
     asked = known.take(some)
     asked = replace(asked, user_at=np.full(len(some), asked.user_at[0]))
     data = rows.data.take(some)
@@ -256,4 +267,4 @@ def ranking_cost(
                 if step >= 5:
                     found[name].append(1e3 * (time.perf_counter() - started))
     torch.set_num_threads(threads)
-    return found
+    return found, len(some)

@@ -190,7 +190,8 @@ def test_records_are_what_the_file_of_records_takes(tmp_path: Any) -> None:
     row = figures | {"ci95": [0.0, 0.02], "seed_auc_lifts": [], "share_of_possible_gain": None, "share_ci95": None}
     models = (("ranker", "none"), ("ranker", peers.SVD), ("LightGBM", "none"), ("monolith", "inside"))
     lift = [row | {"model": model, "embeddings": embeddings} for model, embeddings in models]
-    task = {"lift": lift, "rows": 10, "positives": 2, "seeds": 3, "ranking_cost": {"monolith": 9.0}}
+    cost = {"candidates": 500, "milliseconds": {"monolith": 9.0}}
+    task = {"lift": lift, "rows": 10, "positives": 2, "seeds": 3, "ranking_cost": cost}
     recall = {"model": "ALS", "recall_at_100": 0.2, "ci95": [0.1, 0.3], "users": 5, "seeds": 3}
     found = {"ctr": task, "retrieval": [recall | {"ours_minus_it": 0.0, "ours_minus_it_ci95": [-0.1, 0.1]}]}
     kept = quality_records.put(peers.records("d", found), tmp_path / "quality.json")
