@@ -1,4 +1,7 @@
-"""Retrieval by ALS, BPR and item-kNN of `implicit`, searched before the test period, beside the published vectors."""
+"""Retrieval by ALS, BPR and item-kNN of `implicit`, searched before the test period, beside the published vectors.
+
+And by two rules that learn nothing: what is chosen most, and one's own choices again before what is chosen most.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.lake import read_json, write_json
@@ -80,6 +84,14 @@ class Asked:
         found: np.ndarray = recall_at_k(ranked, self.question.relevant, (K,))[K]
         return found
 
+    def again(self, past: str) -> np.ndarray:
+        """Rank one's own items, most often chosen first, then the most popular, [B, K]."""
+        users, items = (self.question if past == "coverage" else self.ever).pairs
+        popular = np.bincount(self.question.pairs[1], minlength=len(self.items)) / (1.0 + len(users))  # below 1
+        own = sparse.csr_array((np.ones(len(users)), (users, items)), shape=(len(self.users), len(self.items)))
+        scores = (row.toarray().ravel() + popular for row in (own[[user]] for user in self.question.asked))
+        return np.stack([np.argsort(-score, kind="stable")[:K] for score in scores])
+
     def peer(self, peer: str, setting: Setting, seed: int = 0) -> np.ndarray:
         """Return recall@100 per user of a peer."""
         model = model_of(peer, setting, self.items.shape[1], seed)
@@ -131,6 +143,9 @@ def compare(
         f"DERM {version}": (ours, {}, 1),
         "popularity": (test.recall(test.question.popular), {}, 1),
     }
+    pasts = ("coverage", "all")
+    longer = max(pasts, key=lambda past: float(valid.recall(valid.again(past)).mean()))
+    found["own choices again"] = (test.recall(test.again(longer)), {"past": longer, "tried": len(pasts)}, 1)
     for peer in SEARCH:
         best, chosen = _search(peer, valid, folder / "search", progress)
         runs = [test.peer(peer, best, seed) for seed in range(1 if peer == "item-kNN" else seeds)]

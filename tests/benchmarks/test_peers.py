@@ -185,6 +185,13 @@ def test_every_retrieval_peer_finds_what_its_users_like(peer: str) -> None:
     assert found.peer(peer, SEARCH[peer][0]).mean() > 1.3 * found.recall(popular).mean()
 
 
+def test_own_choices_again_come_before_what_is_popular() -> None:
+    pairs = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([3, 3, 1, 2, 2, 2, 0])
+    question = Question(np.array([0, 2]), [np.array([1]), np.array([2])], np.zeros((2, 4), int), pairs)
+    ranked = Asked(question, question, np.zeros((3, 8)), np.zeros((4, 8))).again("coverage")
+    assert ranked.tolist() == [[3, 1, 2, 0], [2, 3, 0, 1]]
+
+
 def test_records_are_what_the_file_of_records_takes(tmp_path: Any) -> None:
     figures = {"auc": 0.7, "log_loss": 0.1, "normalized_entropy": 0.9, "calibration": 1.0, "relative_auc_lift": 0.01}
     row = figures | {"ci95": [0.0, 0.02], "seed_auc_lifts": [], "share_of_possible_gain": None, "share_ci95": None}
