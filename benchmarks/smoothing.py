@@ -31,6 +31,7 @@ from feature_repo.contracts.types import Space
 from feature_repo.lake import replacing
 from jobs import config as settings
 from jobs import demo, train_upstream
+from jobs.config import Config
 from jobs.features.ranking import TrainingSet
 from jobs.refresh import Upstream, aligned, stabilize
 from jobs.train_downstream import LABELS, fit_config
@@ -83,7 +84,9 @@ def measure(root: Path, households: int, seeds: int) -> dict[str, Any]:
     if not (root / "lake" / "dataset.json").exists():
         demo.ingest_journey(root, households=households, progress=told)
     ws = Workspace.open(root)
-    settings.save(demo.CONFIG.model_copy(update={"upstreams": demo.CONFIG.upstreams[:1], "threads": 1}), ws.home)
+    # What is measured is smoothing as the paper has it, of a model's own vectors.
+    changed = {"upstreams": Config().upstreams[:1], "smoothing": Config().smoothing, "threads": 1}
+    settings.save(demo.CONFIG.model_copy(update=changed), ws.home)
     ws = Workspace.open(root)
     ws.use_threads()
     own = train_upstream.run(ws, "v1", progress=told).space

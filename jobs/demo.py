@@ -15,8 +15,15 @@ from jobs.complete_journey import DATASET_NAME, write_source
 from jobs.config import Config
 from jobs.workspace import Progress, Workspace, silent
 
-# A household's taste shows in what it buys; clicks here are derived from purchases and would count them twice.
-CONFIG = Config(history_actions=("purchase",), retrieval_actions=("purchase",))
+_UPSTREAMS = Config().upstreams
+CONFIG = Config(
+    # A household's taste shows in what it buys; clicks here are derived from purchases and would count them twice.
+    history_actions=("purchase",),
+    retrieval_actions=("purchase",),
+    # A shop sells again what it sold, and a refresh a week mixes less than one a day (docs/adr/0091).
+    upstreams=(_UPSTREAMS[0].model_copy(update={"fold_in": 10.0}), *_UPSTREAMS[1:]),
+    smoothing=0.6,
+)
 
 
 def ingest_journey(
