@@ -115,6 +115,6 @@ def pack(table: pa.Table, columns: ViewColumns) -> Batch:
         wire.entity_keys([(name, table[name], kind) for name, kind in columns.keys]),
         clocks[0],
         clocks[1],
-        {name: wire.values(column, kind) for name, (kind, column) in features.items()},
+        {name: wire.values(column, kind, one_nan=True) for name, (kind, column) in features.items()},
         features,
     )

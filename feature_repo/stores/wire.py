@@ -153,8 +153,13 @@ def timestamps(moments: Int64Array) -> pa.Array:
     )
 
 
-def values(column: Column, kind: ValueType) -> pa.Array:
+def values(column: Column, kind: ValueType, *, one_nan: bool = False) -> pa.Array:
     """Return each row as a serialized Feast ``Value``: large binary [N], empty where the value is null.
+
+    Parameters
+    ----------
+    one_nan
+        Give every NaN in a list one form. It has many, of two signs; Feast's join of offline rows leaves one.
 
     Raises
     ------
@@ -163,7 +168,7 @@ def values(column: Column, kind: ValueType) -> pa.Array:
     """
     column = combined(column)
     if kind in _LISTS:
-        return _lists(column, kind)
+        return _lists(column, kind, one_nan)
     valid, body = _scalar_body(column, kind)
     whole = join(len(column), scalar(tag(kind)), body)
     return whole if valid is None else pc.if_else(pa.array(valid), whole, scalar(b""))
@@ -217,7 +222,7 @@ def _key_bytes(name: str, column: pa.Array, kind: ValueType) -> pa.Array:
     raise CannotPackError(f"join keys of type {kind.name}")
 
 
-def _lists(column: pa.Array, kind: ValueType) -> pa.Array:
+def _lists(column: pa.Array, kind: ValueType, one_nan: bool) -> pa.Array:
     own = column.type
     listed = pa.types.is_list(own) or pa.types.is_large_list(own) or pa.types.is_fixed_size_list(own)
     if not listed or own.value_type not in (pa.float32(), pa.float64()):
@@ -231,6 +236,8 @@ def _lists(column: pa.Array, kind: ValueType) -> pa.Array:
             # As in Feast, whose Python floats turn signaling NaNs into quiet ones.
             numbers = numbers.astype(np.float64)
         numbers = np.ascontiguousarray(numbers, _LISTS[kind])
+    if one_nan and (unknown := np.isnan(numbers)).any():
+        numbers = np.where(unknown, numbers.dtype.type(np.nan), numbers)
     counts = pc.list_value_length(column)
     lengths = counts.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) * numbers.itemsize
     header = by_length(lengths, lambda width: list_header(kind, width) if width >= 0 else b"")

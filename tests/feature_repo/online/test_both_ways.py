@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([2**63 - 1, -(2**63), 0, -1])
 # Arrow text is UTF-8, which has no lone surrogates.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-FLOATS = st.floats(width=32) | st.sampled_from([-0.0, float("inf"), float("-inf"), float("nan"), 1e-45])
+FLOATS = st.floats(width=32) | st.sampled_from([-0.0, float("inf"), float("-inf"), float("nan"), -float("nan"), 1e-45])
 SCALARS = {"d": (st.floats(), pa.float64()), "i": (INT64, pa.int64()), "s": (TEXT, pa.string())}
 
 
