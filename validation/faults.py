@@ -142,7 +142,7 @@ FAULTS: tuple[Fault, ...] = (
     # Wrong time
     Fault("vectors of the previous snapshot", "agreement", matrix(lambda _, m: m.previous)),
     Fault("half from last month", "smoothing or agreement", half_from(lambda m: m.month_ago)),
-    Fault("not smoothed", "smoothing", matrix(lambda _, m: m.fresh)),
+    Fault("not smoothed", "smoothing or agreement", matrix(lambda _, m: m.fresh)),
     Fault("sudden drift", "cosine_mean", matrix(
         lambda v, _: 0.1 * v + rng().normal(size=v.shape) / np.sqrt(v.shape[1]))),
     Fault("a little noise everywhere", "agreement", matrix(
