@@ -157,7 +157,7 @@ def _conjugate_gradients(
 
 def _chunks(choices: Choices, rows: int) -> Iterator[tuple[slice, slice]]:
     """Cut rows into runs of about CHUNK_PAIRS choices, and give each with its choices."""
-    ends = torch.searchsorted(choices.user, torch.arange(rows), right=True)
+    ends = torch.searchsorted(choices.user.contiguous(), torch.arange(rows), right=True)
     first = pair = 0
     while first < rows:
         last = int(torch.searchsorted(ends, pair + CHUNK_PAIRS, right=True))
