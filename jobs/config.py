@@ -67,7 +67,7 @@ class Upstream(_Settings):
     fold_in: float | None = Field(
         None,
         gt=0,
-        description="fold recent choices into the vectors at every refresh; so many of them count as much as the "
+        description="fold recent choices into the vectors at every refresh; so many of today count as much as the "
         "model's own vector. null: the model alone",
     )
     seed: int = 0

@@ -21,7 +21,7 @@ CONFIG = Config(
     history_actions=("purchase",),
     retrieval_actions=("purchase",),
     # A shop sells again what it sold, and a refresh a week mixes less than one a day (docs/adr/0091).
-    upstreams=(_UPSTREAMS[0].model_copy(update={"fold_in": 10.0}), *_UPSTREAMS[1:]),
+    upstreams=(_UPSTREAMS[0].model_copy(update={"fold_in": 5.0}), *_UPSTREAMS[1:]),
     smoothing=0.6,
 )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class Folding:
     config
         From :func:`of_space`.
     choices
-        Moment -> user and item code of every choice of the window that counts.
+        Moment and half-life -> user code, item code and weight of every choice of the window that counts.
     codes
         Entity and moment -> the codes that have a vector, ascending.
     raw
@@ -45,7 +45,7 @@ class Folding:
     def __init__(
         self,
         config: FoldIn,
-        choices: Callable[[datetime], tuple[np.ndarray, np.ndarray]],
+        choices: Callable[[datetime, timedelta], tuple[np.ndarray, np.ndarray, np.ndarray]],
         codes: Callable[[Entity, datetime], np.ndarray],
         raw: Callable[[Entity, datetime], tuple[np.ndarray, np.ndarray]],
     ) -> None:
@@ -96,11 +96,12 @@ class Folding:
 
         from models.upstream.fold_in import Choices
 
-        users, items = self._choices(as_of)
+        users, items, weights = self._choices(as_of, timedelta(days=self._config.half_life_days))
         user, item = _positions(self._codes("user", as_of), users), _positions(self._codes("item", as_of), items)
         both = (user >= 0) & (item >= 0)
         width = max(len(self._codes("item", as_of)), 1)
-        pair, count = np.unique(user[both] * width + item[both], return_counts=True)
+        pair, place = np.unique(user[both] * width + item[both], return_inverse=True)
+        count = np.bincount(place, weights[both], minlength=len(pair))
         return Choices(
             torch.from_numpy(pair // width), torch.from_numpy(pair % width), torch.from_numpy(count.astype(np.float32))
         )

@@ -74,7 +74,7 @@ class Upstream:
         if fold_in is not None:
             self._folding = Folding(
                 fold_in,
-                lambda as_of: self.tables.activity.between(as_of - ws.config.coverage, as_of),
+                lambda as_of, half_life: self.tables.activity.fading(as_of - ws.config.coverage, as_of, half_life),
                 lambda entity, as_of: np.asarray(self._table(entity, as_of).code),
                 lambda entity, as_of: self._run(entity, as_of, np.arange(len(self._table(entity, as_of).code))),
             )

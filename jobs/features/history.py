@@ -133,8 +133,17 @@ class Activity:
 
     def between(self, start: datetime, end: datetime) -> tuple[np.ndarray, np.ndarray]:
         """Return user codes and item codes of the actions in [start, end)."""
-        chosen = (self.time_us >= _micros(start)) & (self.time_us < _micros(end))
+        chosen = self._in(start, end)
         return self.user[chosen], self.item[chosen]
+
+    def fading(self, start: datetime, end: datetime, half_life: timedelta) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return user codes and item codes of the actions in [start, end), and what each still counts at `end`."""
+        chosen = self._in(start, end)
+        ages = (_micros(end) - self.time_us[chosen]) / (half_life / timedelta(microseconds=1))
+        return self.user[chosen], self.item[chosen], np.exp2(-ages)
+
+    def _in(self, start: datetime, end: datetime) -> np.ndarray:
+        return (self.time_us >= _micros(start)) & (self.time_us < _micros(end))
 
     def before(
         self,

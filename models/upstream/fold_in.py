@@ -31,25 +31,31 @@ class FoldIn:
     Attributes
     ----------
     prior
-        How many choices the model's own vector counts as much as.
+        How many choices of today the model's own vector counts as much as.
+    half_life_days
+        After so many days a choice counts half. Whoever counts choices sees to it.
     confidence
         Weight of one choice against 1 of an item that was not chosen.
     rounds
         How often items and then users are solved.
     """
 
-    prior: float = 10.0
+    prior: float = 5.0
     confidence: float = 10.0
     rounds: int = 2
+    half_life_days: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.prior <= 0 or self.confidence <= 0 or self.rounds < 1:
-            raise ConfigError("fold_in: prior and confidence must be above 0 and rounds at least 1.")
+        if min(self.prior, self.confidence, self.half_life_days) <= 0 or self.rounds < 1:
+            raise ConfigError("fold_in: prior, confidence and half_life_days must be above 0 and rounds at least 1.")
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Who chose what how often: positions of user and item int64 [P] each and counts float32 [P], sorted by user."""
+    """Who chose what how often: positions of user and item int64 [P] each and counts float32 [P], sorted by user.
+
+    Choices of long ago may count for less than one.
+    """
 
     user: Tensor
     item: Tensor

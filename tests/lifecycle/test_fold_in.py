@@ -60,6 +60,16 @@ def test_a_sample_is_what_the_whole_is(folded: Workspace, entity: Entity) -> Non
     assert np.abs(plain.infer(entity, CUT)[1] - vectors).max() > 0.05
 
 
+def test_a_choice_fades(folded: Workspace) -> None:
+    activity = refresh.upstream_at(folded, "v2", CUT).tables.activity
+    start, days = CUT - timedelta(days=28), timedelta(days=1)
+    users, items, weights = activity.fading(start, CUT, 7 * days)
+    assert np.array_equal((users, items), activity.between(start, CUT)) and len(users) > 100
+    # Four half-lives back at most; with one twice as long each counts its square root.
+    assert 0.0625 <= weights.min() < 0.1 < 0.9 < weights.max() <= 1
+    assert np.allclose(activity.fading(start, CUT, 14 * days)[2], np.sqrt(weights))
+
+
 def test_what_happens_later_does_not_show(folded: Workspace) -> None:
     as_of = CUT - timedelta(days=14)
     before = refresh.upstream_at(folded, "v2", as_of).infer("item", as_of)[1]

@@ -115,7 +115,7 @@ def test_an_item_that_the_model_never_saw_is_found_by_those_who_will_like_it() -
     assert told_apart(users, items) < 0.7 and told_apart(folded.users, folded.items) > 0.95
 
 
-@pytest.mark.parametrize("wrong", [{"prior": 0.0}, {"confidence": -1.0}, {"rounds": 0}])
+@pytest.mark.parametrize("wrong", [{"prior": 0.0}, {"confidence": -1.0}, {"rounds": 0}, {"half_life_days": 0.0}])
 def test_settings_that_mean_nothing(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         FoldIn(**wrong)
