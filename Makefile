@@ -4,9 +4,10 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RECBOLE := .venv-recbole
+AIRFLOW := .venv-airflow
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers clean
+.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers bench-capacity test-airflow clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -93,6 +94,14 @@ bench-sanity: $(READY)  ## shuffled labels, shuffled ids, a deliberate leak, on 
 
 bench-ablations: $(READY)  ## one choice of the upstream changed at a time, on a simulated world (half an hour, resumable)
 	@$(BIN)/python -m benchmarks.quality_ablations
+
+bench-capacity: $(READY)  ## unit costs behind headwater plan, and docs/scale.md (minutes, 2 GB of disk, needs redis-server)
+	@$(BIN)/python -m benchmarks.capacity
+	@$(BIN)/python -m benchmarks.capacity_tables
+
+test-airflow: $(READY)  ## load and run the exported DAG in the real Airflow, in an environment of its own (minutes)
+	@test -f $(AIRFLOW)/.ready || { $(PYTHON) -m venv $(AIRFLOW) && $(AIRFLOW)/bin/python -m pip install --no-compile --quiet "apache-airflow>=3.3,<4" && touch $(AIRFLOW)/.ready; }
+	@AIRFLOW_PYTHON=$(abspath $(AIRFLOW))/bin/python $(BIN)/python -m pytest tests/integration/test_airflow.py
 
 clean:  ## remove the demo's home folder (the virtual environment stays)
 	rm -rf .headwater

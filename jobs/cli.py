@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from jobs import cli_care, cli_release, cli_serve, cli_snapshot, cli_versions, cli_world
+from jobs import cli_care, cli_plan, cli_release, cli_serve, cli_snapshot, cli_versions, cli_world
 from jobs.cli_output import (
     HOME,
     HomeOption,
@@ -39,6 +39,7 @@ app.add_typer(cli_release.app, name="release")
 app.add_typer(cli_serve.app)
 app.add_typer(cli_care.app)
 app.add_typer(cli_world.app)
+app.add_typer(cli_plan.app)
 
 
 def main() -> None:
