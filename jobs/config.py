@@ -123,14 +123,16 @@ class Consumer(_Settings):
     )
     tokens: bool = Field(False, description="read an upstream's vectors as the out_tokens tokens that they are")
     attention_heads: int = Field(0, ge=0, description="heads of an attention among the tokens; 0: none")
+    centred: bool = Field(False, description="multiply user and item vectors less their means (docs/adr/0064)")
     calibration: Literal["platt", "isotonic"] | None = Field(
         None, description="fitted on the validation period and served with the ranker; null: none"
     )
 
     @model_validator(mode="after")
     def _for_rankers(self) -> Consumer:
-        own = {"each_alone": False, "where": {}, "tokens": False, "attention_heads": 0, "calibration": None}
-        idle = [name for name, default in own.items() if getattr(self, name) != default]
+        own = ("each_alone", "where", "tokens", "attention_heads", "centred", "calibration")
+        fields = type(self).model_fields
+        idle = [name for name in own if getattr(self, name) != fields[name].default]
         if self.task == "retrieval" and idle:
             raise ValueError(f"{', '.join(idle)}: settings of a ranker; {self.name} is retrieval")
         if not self.versions:

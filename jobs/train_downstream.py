@@ -120,8 +120,9 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
 def _request(ws: Workspace, consumer: Consumer, manifest: dict[str, Any], config: FitConfig) -> dict[str, Any]:
     """Say what decides the trained rankers, without what is not set: a new setting changes no ranker without it."""
     fit = asdict(config)
-    if not config.ranker.attention_heads:
-        del fit["ranker"]["attention_heads"]
+    for name in ("attention_heads", "centred"):
+        if not fit["ranker"][name]:
+            del fit["ranker"][name]
     request = {"training_set": manifest["request"], "seeds": ws.config.seeds, "fit": fit}
     own = {"each_alone": consumer.each_alone, "tokens": consumer.tokens, "calibration": consumer.calibration}
     return request | {name: value for name, value in own.items() if value}
@@ -139,7 +140,9 @@ def fit_config(rows: int, consumer: Consumer | None = None) -> FitConfig:
     batch = min(max(2 ** int(math.log2(max(rows, 1) / STEPS_PER_EPOCH + 1)), SMALLEST_BATCH), LARGEST_BATCH)
     steps = max(1, rows // batch)
     return FitConfig(
-        ranker=RankerConfig(attention_heads=0 if consumer is None else consumer.attention_heads),
+        ranker=RankerConfig()
+        if consumer is None
+        else RankerConfig(attention_heads=consumer.attention_heads, centred=consumer.centred),
         batch_size=batch,
         # On the demo's validation rows as good as 7e-4, in three quarters of the steps; 2e-3 costs the baseline some.
         learning_rate=1.2e-3,

@@ -39,6 +39,7 @@ class RankerConfig:
     id_dropout_size: int = 1000  # vocabularies from this size on
     table_init: float = 0.01
     attention_heads: int = 0  # 0: tokens stand side by side; else each may take from the others
+    centred: bool = False  # products and dots of vectors less their mean; see docs/adr/0064
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RankerConfig:
@@ -79,6 +80,12 @@ class Ranker(nn.Module):
         names = [name for name, _ in spec.embeddings]
         self._pairs = tuple((names.index(left), names.index(right)) for left, right in spec.pairs)
         self.register_buffer("embedding_scale", torch.ones(len(names)))
+        # By position of the embedding; without `centred` there are none, as in rankers of before.
+        self._means = {
+            position: f"embedding_mean_{position}" for pair in self._pairs for position in pair if config.centred
+        }
+        for position, buffer in self._means.items():
+            self.register_buffer(buffer, torch.zeros(spec.embeddings[position][1]))
         self.dropout = Dropout(config.embedding_dropout)
         counts = dict(spec.tokens)
         self._counts = tuple(counts.get(name, 1) for name in names)  # K of each embedding input
@@ -111,7 +118,7 @@ class Ranker(nn.Module):
             dropout.generator = generator
 
     def set_statistics(self, data: RankerData) -> None:
-        """Learn the scale of every numeric input and embedding, and the base rate, from training rows."""
+        """Learn scales of numeric inputs and embeddings, means of embeddings, and the base rate, from training rows."""
         rows = np.random.default_rng(0).permutation(len(data))[:_STATISTICS_ROWS]
         if self.numeric is not None:
             self.numeric.set_statistics(data.nums[rows])
@@ -120,6 +127,9 @@ class Ranker(nn.Module):
             used = index[rows][index[rows] >= 0]
             mean_square = float(np.mean(np.square(table[used], dtype=np.float64))) if len(used) else 0.0
             self.embedding_scale[position] = 1.0 / np.sqrt(mean_square) if mean_square > 0 else 1.0
+            if position in self._means and len(used):
+                mean = np.mean(table[used], axis=0, dtype=np.float64)
+                self.get_buffer(self._means[position]).copy_(torch.from_numpy(mean))
         rate = float(np.clip(np.mean(data.label, dtype=np.float64), 1e-6, 1 - 1e-6))
         with torch.no_grad():
             self.head.bias.fill_(float(np.log(rate / (1 - rate))))
@@ -164,8 +174,13 @@ class Ranker(nn.Module):
         for (left, right), project in zip(self._pairs, self.products, strict=True):
             scale = self.embedding_scale[left] * self.embedding_scale[right]
             both = here[:, left] * here[:, right]  # [B, 1]
-            product = batch.vectors[left] * batch.vectors[right]  # [B, D]
+            product = self._centred(batch, left) * self._centred(batch, right)  # [B, D]
             parts.append(F.linear(product, project.get_parameter("weight") * scale) * both)
             # Scaled entries have mean square 1, so the dot of unrelated vectors grows with the root of D.
             parts.append(product.sum(1, keepdim=True) * (both * scale / product.shape[1] ** 0.5))
         return torch.cat(parts, dim=1)
+
+    def _centred(self, batch: RankerBatch, position: int) -> Tensor:
+        """Return the vectors of an embedding, ``[B, D]``, less the mean of the training rows if that is asked for."""
+        vectors = batch.vectors[position]
+        return vectors - self.get_buffer(self._means[position]) if position in self._means else vectors

@@ -26,10 +26,17 @@ def test_a_setting_decides_what_is_trained_only_where_it_is_set(tmp_path: Path) 
     plain = Consumer(name="ctr", task="ctr", versions=("v1",))
     fit = fit_config(100_000, plain)
     before = asdict(fit)
-    del before["ranker"]["attention_heads"]
+    del before["ranker"]["attention_heads"], before["ranker"]["centred"]
     # As it was before these settings were there: finished rankers of a home folder are not trained again.
     request = {"training_set": {"service": "ctr"}, "seeds": ws.config.seeds, "fit": before}
     assert _request(ws, plain, manifest, fit) == request
-    for change in ({"tokens": True}, {"calibration": "platt"}, {"attention_heads": 2}, {"each_alone": True}):
+    changes = (
+        {"tokens": True},
+        {"calibration": "platt"},
+        {"attention_heads": 2},
+        {"each_alone": True},
+        {"centred": True},
+    )
+    for change in changes:
         other = plain.model_copy(update=change)
         assert _request(ws, other, manifest, fit_config(100_000, other)) != request, change
