@@ -123,7 +123,7 @@ class Consumer(_Settings):
     )
     tokens: bool = Field(False, description="read an upstream's vectors as the out_tokens tokens that they are")
     attention_heads: int = Field(0, ge=0, description="heads of an attention among the tokens; 0: none")
-    centred: bool = Field(False, description="multiply user and item vectors less their means (docs/adr/0064)")
+    centred: bool = Field(True, description="multiply user and item vectors less their means (docs/adr/0064)")
     calibration: Literal["platt", "isotonic"] | None = Field(
         None, description="fitted on the validation period and served with the ranker; null: none"
     )

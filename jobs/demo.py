@@ -12,17 +12,23 @@ from feature_repo.lake import Home
 from jobs import chain, ingest, materialize, serve_once
 from jobs import config as settings
 from jobs.complete_journey import DATASET_NAME, write_source
-from jobs.config import Config
+from jobs.config import Config, Consumer, Upstream
 from jobs.workspace import Progress, Workspace, silent
 
-_UPSTREAMS = Config().upstreams
+V1, V2 = Config().upstreams
+V3 = Upstream(version="v3", kind="content", description="what items are: their attributes, and whose they were")
+RANKERS = [consumer for consumer in Config().consumers if consumer.task != "retrieval"]
 CONFIG = Config(
     # A household's taste shows in what it buys; clicks here are derived from purchases and would count them twice.
     history_actions=("purchase",),
     retrieval_actions=("purchase",),
     # A shop sells again what it sold, and a refresh a week mixes less than one a day (docs/adr/0091).
-    upstreams=(_UPSTREAMS[0].model_copy(update={"fold_in": 5.0}), *_UPSTREAMS[1:]),
+    upstreams=(V1.model_copy(update={"fold_in": 5.0}), V2, V3),
     smoothing=0.6,
+    consumers=(
+        *(consumer.model_copy(update={"versions": ("v1", "v2", "v3")}) for consumer in RANKERS),
+        Consumer(name="retrieval", task="retrieval", versions=("v1",)),
+    ),
 )
 
 

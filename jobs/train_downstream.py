@@ -140,7 +140,7 @@ def fit_config(rows: int, consumer: Consumer | None = None) -> FitConfig:
     batch = min(max(2 ** int(math.log2(max(rows, 1) / STEPS_PER_EPOCH + 1)), SMALLEST_BATCH), LARGEST_BATCH)
     steps = max(1, rows // batch)
     return FitConfig(
-        ranker=RankerConfig()
+        ranker=RankerConfig(centred=True)
         if consumer is None
         else RankerConfig(attention_heads=consumer.attention_heads, centred=consumer.centred),
         batch_size=batch,

@@ -23,7 +23,7 @@ def test_retrieval_has_no_settings_of_a_ranker() -> None:
 def test_a_setting_decides_what_is_trained_only_where_it_is_set(tmp_path: Path) -> None:
     ws = small_home.build(tmp_path / "home", refreshes=1)
     manifest = {"request": {"service": "ctr"}}
-    plain = Consumer(name="ctr", task="ctr", versions=("v1",))
+    plain = Consumer(name="ctr", task="ctr", versions=("v1",), centred=False)
     fit = fit_config(100_000, plain)
     before = asdict(fit)
     del before["ranker"]["attention_heads"], before["ranker"]["centred"]
