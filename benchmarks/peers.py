@@ -38,7 +38,7 @@ from models.downstream.fit import fit_ranker, predict
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 PARTS = ("retrieval", "rankers", "trees", "cost", "monolith")
 PLAIN = ("ranker", "none")
-OURS, SVD = "v1 user+item", f"SVD {RANK}"
+OURS, ALL, SVD = "v1 user+item", "all upstreams", f"SVD {RANK}"
 Name = tuple[str, str]  # model, embeddings
 
 
@@ -127,7 +127,7 @@ class Contest:
     def run(self, parts: list[str]) -> dict[str, Any]:
         """Train what is missing; return the rows of the table, comparisons and costs."""
         own = our_logits(self.ws, self.rows)
-        logits: dict[Name, np.ndarray] = {PLAIN: own["none"], ("ranker", OURS): own["v1"]}
+        logits: dict[Name, np.ndarray] = {PLAIN: own["none"], ("ranker", OURS): own["v1"], ("ranker", ALL): own["all"]}
         facts: dict[str, Any] = {}
         if "rankers" in parts:
             logits["ranker", SVD] = self.seeds("ranker-svd", lambda seed: self._ranker(SVD, seed))
@@ -252,6 +252,10 @@ class Contest:
             (("LightGBM", OURS), ("LightGBM", SVD)),
             (("ranker", OURS), ("LightGBM", OURS)),
             (("ranker", OURS), ("LightGBM", "none")),
+            (("ranker", ALL), ("ranker", OURS)),
+            (("ranker", ALL), ("ranker", SVD)),
+            (("ranker", ALL), ("LightGBM", SVD)),
+            *((("ranker", ALL), name) for name in logits if name[0] == "monolith"),
         ):
             if treatment in logits and other in logits:
                 name = " | ".join(treatment)

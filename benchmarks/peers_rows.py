@@ -114,7 +114,7 @@ def oracle_of(ws: Workspace, rows: Rows) -> np.ndarray | None:
 
 
 def our_logits(ws: Workspace, rows: Rows) -> dict[str, np.ndarray]:
-    """Return the test logits [S, N] of the rankers that the home folder has: without vectors, and with v1's.
+    """Return the test logits [S, N] of the rankers that the home folder has: without vectors, with v1's, with all.
 
     Raises
     ------
@@ -125,11 +125,13 @@ def our_logits(ws: Workspace, rows: Rows) -> dict[str, np.ndarray]:
     folder = ws.home.root / record.get("artifact", "none")
     if not (folder / "consumer.json").exists():
         raise NotReadyError(f"'{rows.name}' is not trained in {ws.home.root}. Run `headwater run` there first.")
-    if read_json(folder / "consumer.json")["request"]["training_set"] != rows.source.manifest["request"]:
+    known = read_json(folder / "consumer.json")
+    if known["request"]["training_set"] != rows.source.manifest["request"]:
         raise NotReadyError(f"'{rows.name}' was trained on another training set. Run `headwater train-downstream`.")
+    most = max((variant["views"] for variant in known["variants"]), key=len)
     return {
         kind: np.stack([np.load(folder / place / f"seed-{s}" / "test.npz")["logit"] for s in range(ws.config.seeds)])
-        for kind, place in (("none", "none"), ("v1", "-".join(rows.views)))
+        for kind, place in (("none", "none"), ("v1", "-".join(rows.views)), ("all", "-".join(most)))
     }
 
 
