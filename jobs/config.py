@@ -92,6 +92,9 @@ class Upstream(_Settings):
     uniform_negatives: int | None = Field(None, ge=1, description="items per batch drawn beside its own; null: none")
     precision: Literal["float32", "bfloat16"] | None = Field(None, description="of the towers; null: the preset's")
     compile: bool | None = Field(None, description="whether torch compiles the model; null: the preset's")
+    table_optimizer: Literal["adamw", "rowwise_adagrad"] | None = Field(
+        None, description="of id and attribute tables; row-wise keeps one number per row; null: adamw"
+    )
     device: Literal["cpu", "cuda"] | None = Field(None, description="of training; null: cuda where there is one")
 
     @model_validator(mode="after")

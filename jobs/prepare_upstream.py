@@ -186,6 +186,7 @@ def train_config(settings: Upstream, preset: Preset) -> TrainConfig:
         seed=settings.seed,
         ahead=AHEAD,
         precision=settings.precision or preset.train.precision,
+        table_optimizer=settings.table_optimizer or preset.train.table_optimizer,
         compile=preset.train.compile if settings.compile is None else settings.compile,
     )
 

@@ -21,11 +21,14 @@ import torch
 from torch import nn
 
 from feature_repo.contracts.errors import ConfigError, HeadwaterError
+from models import ranks
 from models.read_ahead import read_ahead
+from models.row_wise import RowWiseAdamW
 from models.upstream.checkpoints import CheckpointStore
 from models.upstream.files import weights_digest
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
+_APART = 1 << 40  # between the random seeds of two ranks: what one hides of a history another may see
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class TrainConfig:
     ahead
         Batches that a thread reads ahead, which must then draw nothing from torch's random state; 0 reads each when
         it is wanted. Has no influence on the result.
+    table_optimizer
+        Of the embedding tables. ``rowwise_adagrad`` keeps one number per row where ``adamw`` keeps two per float.
     """
 
     epochs: int = 3
@@ -75,6 +80,7 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     ahead: int = 0
+    table_optimizer: Literal["adamw", "rowwise_adagrad"] = "adamw"
 
     def __post_init__(self) -> None:
         every = 1 if self.checkpoint_every is None else self.checkpoint_every
@@ -84,6 +90,8 @@ class TrainConfig:
             raise ConfigError("ahead is a number of batches: 0 or more.")
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision is {self.precision!r}; choose float32 or bfloat16.")
+        if self.table_optimizer not in ("adamw", "rowwise_adagrad"):
+            raise ConfigError(f"table_optimizer is {self.table_optimizer!r}; choose adamw or rowwise_adagrad.")
         if not (0 <= self.warmup < 1 and 0 <= self.floor <= 1):
             raise ConfigError("warmup and floor are shares: between 0 and 1.")
 
@@ -111,6 +119,9 @@ def fit(
     checkpoint_dir: Path | None = None,
 ) -> History:
     """Train `model` in place and leave it in evaluation mode.
+
+    In a process group (`models.ranks`) every rank calls this with its share of each batch: the ranks start from the
+    weights of rank 0 and end with the same, and rank 0 writes the checkpoints, which any number of ranks takes up.
 
     Parameters
     ----------
@@ -141,17 +152,20 @@ def fit(
     device = next(model.parameters()).device
     epoch_batches, per_epoch = _measured(batches, steps_per_epoch)
     total = per_epoch * config.epochs
+    ranks.same_weights(model)
     optimizer = build_optimizer(model, config)
     store = CheckpointStore(checkpoint_dir, _identity(model, config, per_epoch)) if checkpoint_dir else None
-    state = (store and store.restore(model, optimizer)) or {"step": 0, "records": [], "window": []}
+    state = _restored(store, model, optimizer, device)
     history, done, window = History(state["records"], state["step"]), state["step"], state["window"]
     model.train()
-    forward = torch.compile(model, dynamic=True) if config.compile else model
+    several = ranks.world() > 1
+    wrapped: nn.Module = nn.parallel.DistributedDataParallel(model) if several else model
+    forward = torch.compile(wrapped, dynamic=True) if config.compile else wrapped
     wanted = _remaining(epoch_batches, done, per_epoch, config.epochs)
     with _reproducible(device), contextlib.closing(read_ahead(wanted, config.ahead)) as steps:
         for epoch, batch in steps:
             # Randomness is a function of seed and step: then there is no random state to carry along.
-            torch.manual_seed(config.seed * 1_000_003 + done)
+            torch.manual_seed(config.seed * 1_000_003 + done + ranks.rank() * _APART)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 losses = forward(batch.to(device)).losses
             metrics = _step(model, optimizer, losses, done, total, config)
@@ -160,7 +174,7 @@ def fit(
             if done % config.log_every == 0 or done == total:
                 history.records.append({"step": done, "epoch": epoch, **_means(window)})
                 window.clear()
-            if store and (done % (config.checkpoint_every or per_epoch) == 0 or done == total):
+            if store and ranks.rank() == 0 and (done % (config.checkpoint_every or per_epoch) == 0 or done == total):
                 store.write(model, optimizer, {"step": done, "records": history.records, "window": window})
             if progress:
                 progress(done, total, metrics)
@@ -169,21 +183,47 @@ def fit(
     return history
 
 
+def _restored(
+    store: CheckpointStore | None, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> dict[str, Any]:
+    """Return the state of the newest checkpoint, taken up by every rank; that of a fresh start where there is none."""
+    fresh: dict[str, Any] = {"step": 0, "records": [], "window": []}
+    if store is None:
+        return fresh
+    # Rank 0 looks first, for it sweeps up what a killed run left; the others read what it found.
+    state = store.restore(model, optimizer) if ranks.rank() == 0 else None
+    found = ranks.share(device, state and state["step"])
+    if ranks.rank() > 0 and found is not None:
+        state = store.restore(model, optimizer)
+        if state is None or state["step"] != found:
+            raise ConfigError(
+                f"Rank 0 found a checkpoint at step {found} in {store.folder}, which rank {ranks.rank()} does not see: "
+                "all ranks need the same home folder, on a shared file system where they are on several machines."
+            )
+    return state or fresh
+
+
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW with its own learning rate for tables and weight decay for dense matrices alone."""
+    """Return AdamW with its own learning rate for tables, or their own rule, and weight decay for matrices alone."""
     tables = {
         id(parameter)
         for module in model.modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag)
         for parameter in module.parameters(recurse=False)
     }
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    own_rule = config.table_optimizer == "rowwise_adagrad"
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        rate = config.embedding_learning_rate if id(parameter) in tables else config.learning_rate
-        decay = 0.0 if id(parameter) in tables or parameter.ndim < 2 else config.weight_decay
-        groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": ps, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()],
+        table = id(parameter) in tables
+        rate = config.embedding_learning_rate if table else config.learning_rate
+        decay = 0.0 if table or parameter.ndim < 2 else config.weight_decay
+        groups.setdefault((rate, decay, table and own_rule), []).append(parameter)
+    kind = RowWiseAdamW if own_rule else torch.optim.AdamW
+    return kind(
+        [
+            {"params": ps, "lr": rate, "peak": rate, "weight_decay": decay, **({"rowwise": True} if rowwise else {})}
+            for (rate, decay, rowwise), ps in groups.items()
+        ],
         betas=(config.beta1, config.beta2),
         fused=True,
     )
@@ -212,7 +252,7 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip).item()
-    metrics = {name: loss.detach().item() for name, loss in losses.items()}
+    metrics = ranks.averaged(dict(losses))
     if not (math.isfinite(metrics["total"]) and math.isfinite(norm)):
         raise HeadwaterError(
             f"The loss or its gradient is not finite at step {done + 1}: {metrics}, gradient norm {norm}. "
@@ -264,7 +304,7 @@ def _identity(model: nn.Module, config: TrainConfig, per_epoch: int) -> str:
     settings = {**asdict(config), "checkpoint_every": None, "steps_per_epoch": per_epoch}
     del settings["ahead"]
     # Without what is at its default: a setting that came later ends no training that was under way.
-    for name, default in (("precision", "float32"), ("compile", False)):
+    for name, default in (("precision", "float32"), ("compile", False), ("table_optimizer", "adamw")):
         if settings[name] == default:
             del settings[name]
     return weights_digest(model.state_dict(), json.dumps(settings, sort_keys=True))

@@ -83,8 +83,8 @@ class TrainingRows:
         record = json.loads((folder / _RECORD).read_text())
         codes = np.load(folder / _CODES)
         self._codes = _Codes(codes["item_rows"], codes["action_index"])
-        self._positives = positives
-        self._sampling = sampling
+        self.positives = positives
+        self.sampling = sampling
         self._mapped = [MappedSlice(folder / name) for name in record["slices"]]
         self._slices = [mapped.rows for mapped in self._mapped]
         self.without_history: int = record["without_history"]
@@ -147,7 +147,7 @@ class TrainingRows:
         An item enters a batch once however often it occurs there, so this is the chance of being among the
         negatives. It levels off at 1 for popular items, which a share of all rows would not.
         """
-        cuts = plan(self._slices, self._sampling, batch_rows, np.random.default_rng(0))
+        cuts = plan(self._slices, self.sampling, batch_rows, np.random.default_rng(0))
         drawn = {cut.kind: np.zeros(len(self._codes.item_rows), np.float64) for cut in cuts}
         batches = dict.fromkeys(drawn, 0)
         for cut in cuts:
@@ -158,26 +158,32 @@ class TrainingRows:
             self._mapped[cut.slice].release()
         return {kind: np.log((count + 0.3) / (batches[kind] + 0.3)).astype(np.float32) for kind, count in drawn.items()}
 
-    def epoch(self, number: int, *, batch_rows: int, seed: int) -> Iterator[TrainBatch]:
-        """Yield the batches of one epoch; the same seed and number give the same batches."""
+    def epoch(
+        self, number: int, *, batch_rows: int, seed: int, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[TrainBatch]:
+        """Yield the batches of one epoch; the same seed and number give the same batches.
+
+        With a shard (rank, ranks) each batch holds that rank's part of it: together the ranks have every row, clicked
+        row, pair and uniform negative of the batch once, whatever their number.
+        """
         if not self._log_p:
             self._log_p = self._item_log_p(batch_rows)
         rng = np.random.default_rng([seed, number])
-        cuts = plan(self._slices, self._sampling, batch_rows, rng)
+        cuts = plan(self._slices, self.sampling, batch_rows, rng)
         for position in rng.permutation(len(cuts)):
             cut = cuts[position]
             uniform = self._uniform(self._slices[cut.slice], np.random.default_rng([seed, number, 1 + position]))
-            batch = self._batch(cut, uniform)
+            batch = self._batch(cut, uniform, shard)
             self._mapped[cut.slice].release()
             yield batch
 
     def steps(self, batch_rows: int) -> int:
         """Batches of one epoch."""
-        return steps(self._slices, self._sampling, batch_rows)
+        return steps(self._slices, self.sampling, batch_rows)
 
     def _uniform(self, part: Slice, rng: np.random.Generator) -> np.ndarray:
         """Return the positions of the items that a batch draws uniformly from those of its moment."""
-        count = min(self._sampling.uniform_negatives, len(part.catalogue))
+        count = min(self.sampling.uniform_negatives, len(part.catalogue))
         return rng.choice(part.catalogue, count, replace=False) if count else part.catalogue[:0]
 
     def _log_q(self, cut: Cut, items: np.ndarray, drawn: int) -> np.ndarray:
@@ -190,25 +196,27 @@ class TrainingRows:
         missed = (1.0 - np.minimum(np.exp(log_p.astype(np.float64)), 1.0)) * (1.0 - uniform)
         return np.log(1.0 - missed).astype(np.float32)
 
-    def _batch(self, cut: Cut, uniform: np.ndarray) -> TrainBatch:
+    def _batch(self, cut: Cut, drawn: np.ndarray, shard: tuple[int, int] = (0, 1)) -> TrainBatch:
         import torch
 
         from models.upstream.inputs import ContextBatch, TrainBatch
 
-        part, chunk, pairs = self._slices[cut.slice], np.concatenate([cut.rows, cut.clicked]), cut.pairs
+        part, own = self._slices[cut.slice], slice(shard[0], None, shard[1])
+        first, pairs, uniform = cut.rows[own], cut.pairs[own], drawn[own]
+        chunk = np.concatenate([first, cut.clicked[own]])
         all_users = np.concatenate([part.user[chunk], part.pair_user[pairs]])
         all_items = np.concatenate([part.item[chunk], part.pair_item[pairs], uniform])
         users, user_index = np.unique(all_users, return_inverse=True)
         items, item_index = np.unique(all_items, return_inverse=True)
         count = len(chunk)
-        from_first = np.arange(count) < len(cut.rows)
-        by_click = self._positives == "click"
+        from_first = np.arange(count) < len(first)
+        by_click = self.positives == "click"
         positive = (part.click[chunk] if by_click else part.conversion[chunk]) > 0
         masks: dict[str, torch.Tensor] = {}
-        if self._sampling.sources is not None:
+        if self.sampling.sources is not None:
             positive &= from_first if by_click else ~from_first
             masks = {"click_trains": torch.from_numpy(from_first), "conversion_trains": torch.from_numpy(~from_first)}
-        log_share = self._sampling.log_share(part)
+        log_share = self.sampling.log_share(part)
         if log_share is not None:
             masks["click_shift"] = torch.tensor(-log_share)
         return TrainBatch(
@@ -226,7 +234,7 @@ class TrainingRows:
             conversion_known=torch.from_numpy(part.conversion_known[chunk]),
             user_key=torch.from_numpy(part.users.code[users]),
             item_key=torch.from_numpy(part.items.code[items]),
-            item_log_q=torch.from_numpy(self._log_q(cut, items, len(uniform))),
+            item_log_q=torch.from_numpy(self._log_q(cut, items, len(drawn))),
             positive=torch.from_numpy(positive),
             pos_user_index=torch.from_numpy(user_index[count:]),
             pos_item_index=torch.from_numpy(item_index[count : count + len(pairs)]),

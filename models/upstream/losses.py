@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from feature_repo.contracts.errors import ConfigError
+from models import ranks
 from models.upstream.config import added
 from models.upstream.inputs import TrainBatch
 
@@ -92,16 +93,18 @@ class Losses(nn.Module):
         config = self.config
         temperature = self._temperature()
         pair_user, pair_item, weight = self._pairs(batch)
+        found = candidates(batch, item_IE, pair_user, pair_item)
         contrastive = contrastive_loss(
             user_UE,
-            item_IE,
+            found.item_IE,
             pair_user,
-            pair_item,
+            found.pair_item_N,
             temperature,
-            item_log_q_I=batch.item_log_q,
+            item_log_q_I=found.log_q_I,
             user_key_U=batch.user_key,
-            item_key_I=batch.item_key,
+            item_key_I=found.key_I,
             weight_N=weight,
+            hits=found.hits,
         )
         # The head says what holds of all opportunities; among the rows that were kept clicks are more frequent.
         sampled_logit_B = click_logit_B if batch.click_shift is None else click_logit_B + batch.click_shift
@@ -123,8 +126,11 @@ class Losses(nn.Module):
                 + config.contrastive_weight * contrastive
             )
             return {"total": total, **recorded}
-        present = {"click": click_B.any(), "conversion": conversion_B.any(), "contrastive": weight.sum() > 0}
+        examples = {"click": click_B.any(), "conversion": conversion_B.any(), "contrastive": weight.sum() > 0}
+        present = {name: ranks.any_of(flag) for name, flag in examples.items()}
         total = click.new_zeros(())
+        if ranks.world() > 1:  # DDP waits for a gradient of every parameter, of a part without weight, too
+            total = 0.0 * (click + conversion + contrastive)
         for name, log_variance in self.log_variances.items():
             total = total + present[name] * (torch.exp(-log_variance) * parts[name] + 0.5 * log_variance)
             recorded[f"{name}_weight"] = torch.exp(-log_variance.detach())
@@ -148,6 +154,39 @@ class Losses(nn.Module):
         return pair_user, pair_item, weight
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """The items that users choose among: those of this batch, and of the other ranks' batches where there are several.
+
+    `pair_item_N` are the positives as indices into them, `hits` pairs of other ranks with users of this one.
+    """
+
+    item_IE: Tensor
+    log_q_I: Tensor
+    key_I: Tensor
+    pair_item_N: Tensor
+    hits: tuple[Tensor, Tensor] | None = None
+
+
+def candidates(batch: TrainBatch, item_IE: Tensor, pair_user_N: Tensor, pair_item_N: Tensor) -> Candidates:
+    """Return the items of all ranks, each once by its key, as in one batch of one process."""
+    if ranks.world() == 1:
+        return Candidates(item_IE, batch.item_log_q, batch.item_key, pair_item_N)
+    all_IE, key_I, log_q_I = (ranks.gathered(rows) for rows in (item_IE, batch.item_key, batch.item_log_q))
+    distinct, place_I = torch.unique(key_I, return_inverse=True)
+    # The first rank that has an item gives its vector.
+    first = torch.full_like(distinct, len(key_I)).scatter_reduce_(
+        0, place_I, torch.arange(len(key_I), device=key_I.device), "amin"
+    )
+    pair_user_key, pair_item_key = batch.user_key[pair_user_N], batch.item_key[pair_item_N]
+    hit_user_key, hit_item_key = ranks.gathered(pair_user_key), ranks.gathered(pair_item_key)
+    users, order = torch.sort(batch.user_key)
+    at = torch.searchsorted(users, hit_user_key).clamp_max(max(0, len(users) - 1))
+    own = users[at] == hit_user_key if len(users) else torch.zeros_like(hit_user_key, dtype=torch.bool)
+    hits = order[at[own]], torch.searchsorted(distinct, hit_item_key[own])
+    return Candidates(all_IE[first], log_q_I[first], distinct, torch.searchsorted(distinct, pair_item_key), hits)
+
+
 def contrastive_loss(
     user_UE: Tensor,
     item_IE: Tensor,
@@ -159,6 +198,7 @@ def contrastive_loss(
     user_key_U: Tensor,
     item_key_I: Tensor,
     weight_N: Tensor | None = None,
+    hits: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return the in-batch sampled softmax loss of user-item pairs, a scalar.
 
@@ -180,19 +220,22 @@ def contrastive_loss(
     user_key_U, item_key_I
         Identities.
     weight_N
-        Weight per pair; the loss is the weighted mean. 0 for no pairs or all-zero weights.
+        Weight per pair; the loss is the weighted mean, over the pairs of all ranks. 0 for no pairs or all-zero weights.
+    hits
+        Further pairs that are no negatives, as indices like those of the pairs.
     """
-    if len(pair_user_N) == 0:
+    weight_N = torch.ones_like(pair_user_N, dtype=user_UE.dtype) if weight_N is None else weight_N
+    if len(pair_user_N) == 0 and ranks.world() == 1:  # DDP waits for a gradient of the temperature from every rank
         return 0.0 * (user_UE.sum() + item_IE.sum())
     scaled_UE = user_UE / temperature
     positive_N = (scaled_UE[pair_user_N] * item_IE[pair_item_N]).sum(-1) - item_log_q_I[pair_item_N]
-    hit_UI = _hits(pair_user_N, pair_item_N, user_key_U, item_key_I)
+    more_user_N, more_item_N = hits or (pair_user_N[:0], pair_item_N[:0])
+    hit_user_N, hit_item_N = torch.cat([pair_user_N, more_user_N]), torch.cat([pair_item_N, more_item_N])
+    hit_UI = _hits(hit_user_N, hit_item_N, user_key_U, item_key_I)
     # All pairs of a user share one set of negatives: their sum is taken once per user, not per pair.
     negative_U = _NegativeSum.apply(scaled_UE, item_IE, item_log_q_I, hit_UI)
     loss_N = functional.softplus(negative_U[pair_user_N] - positive_N)
-    if weight_N is None:
-        return loss_N.mean()
-    return (loss_N * weight_N).sum() / weight_N.sum().clamp_min(1e-12)
+    return ranks.mean((loss_N * weight_N).sum(), weight_N.sum(), 1e-12)
 
 
 def _hits(pair_user_N: Tensor, pair_item_N: Tensor, user_key_U: Tensor, item_key_I: Tensor) -> Tensor:
@@ -247,7 +290,7 @@ def masked_bce(logit_B: Tensor, target_B: Tensor, known_B: Tensor) -> Tensor:
     target = torch.where(known_B, target_B, 0.0)  # an unknown label may be NaN
     known = known_B.to(logit_B.dtype)
     summed = functional.binary_cross_entropy_with_logits(logit_B, target, weight=known, reduction="sum")
-    return summed / known.sum().clamp_min(1.0)
+    return ranks.mean(summed, known.sum())
 
 
 def esmm_loss(click_logit_B: Tensor, conversion_logit_B: Tensor, both_B: Tensor, known_B: Tensor) -> Tensor:
@@ -262,4 +305,4 @@ def esmm_loss(click_logit_B: Tensor, conversion_logit_B: Tensor, both_B: Tensor,
     both = torch.where(known_B, both_B, 0.0)
     known = known_B.to(a.dtype)
     loss_B = -(both * log_p + (1.0 - both) * log_not_p)
-    return (loss_B * known).sum() / known.sum().clamp_min(1.0)
+    return ranks.mean((loss_B * known).sum(), known.sum())

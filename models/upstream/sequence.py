@@ -74,4 +74,5 @@ class SequenceTokens(nn.Module):
             tables.append(self.attribute_in(attributes.table.weight))
             columns.append(users.seq_cats + (attributes.offsets + start))
         index = torch.cat(columns, dim=-1).view(users_ * length, fields + 2)
-        return bag(index, torch.cat(tables)).view(users_, length, -1) + self.row_in(items.rows(users.seq_item))
+        table = torch.cat(tables)
+        return bag(index, table).view(users_, length, table.shape[1]) + self.row_in(items.rows(users.seq_item))
