@@ -181,7 +181,13 @@ def _write_run_config(config: WorldConfig, folder: Path) -> None:
     if config.days < SHORTEST_RUN_DAYS:
         return
     splits = Splits(upstream_end=cut(0.65), train_end=cut(0.82), valid_end=cut(0.87), end=config.end)
-    run_config = Config(truth=folder / "truth", splits=splits, refresh_days=min(7, config.days // 12))
+    # In a world one asks whether two upstreams together beat each of them: both stand in its lift table.
+    consumers = tuple(
+        consumer if consumer.task == "retrieval" else consumer.model_copy(update={"each_alone": True})
+        for consumer in Config().consumers
+    )
+    refresh_days = min(7, config.days // 12)
+    run_config = Config(truth=folder / "truth", splits=splits, refresh_days=refresh_days, consumers=consumers)
     with replacing(folder / "config.yaml") as staged:
         # Only what depends on the world: all else follows the defaults of the day on which it is run.
         staged.write_text(yaml.safe_dump(run_config.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
