@@ -7,7 +7,7 @@ RECBOLE := .venv-recbole
 AIRFLOW := .venv-airflow
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers bench-capacity test-airflow clean
+.PHONY: help demo test check gate-faults bench-gate oracle oracle-spark bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods bench-scale crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers bench-capacity test-airflow clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,13 @@ bench-gate: $(READY)  ## time and memory of the gate at 1M and 10M rows (about 1
 
 oracle: $(READY)  ## hold the point-in-time store against the brute-force loop, 2,000 random cases (minutes)
 	@ORACLE_CASES=2000 $(BIN)/python -m pytest tests/feature_repo/stores/test_oracle.py
+
+$(READY).spark: $(READY)
+	@$(BIN)/python -m pip install --no-compile --quiet --progress-bar on -c constraints.txt -e ".[spark]"
+	@touch $@
+
+oracle-spark: $(READY).spark  ## the same on Spark, 500 cases in each of three time zones (an hour; needs Java 17)
+	@SPARK_CASES=500 $(BIN)/python -m pytest -m spark tests/feature_repo/spark/test_spark_oracle.py
 
 bench-pit: $(READY)  ## time and memory of point-in-time joins beside Feast, Polars, DuckDB (half an hour, 45 GB of disk)
 	@$(BIN)/python -m benchmarks.pit

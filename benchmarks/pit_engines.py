@@ -167,8 +167,8 @@ def _floor(twins: str, streamed: bool) -> Callable[[Size, Path], Run]:
 
     def prepare(size: Size, folder: Path) -> Run:
         from feature_repo.stores.gather import gather
-        from feature_repo.stores.job import _write
         from feature_repo.stores.join import Settings, row_numbers
+        from feature_repo.stores.shards import write_shard
 
         labels = pq.read_table(labels_file(size, folder))
         store = "feature_repo.stores.pit.PitOfflineStore"
@@ -193,7 +193,7 @@ def _floor(twins: str, streamed: bool) -> Callable[[Size, Path], Run]:
             with TemporaryDirectory(dir=folder) as out:
                 for start in range(0, labels.num_rows, step):
                     file = Path(out) / f"{start}.parquet"
-                    _write(iter([part(start, start + step)]), file, "parquet")
+                    write_shard(iter([part(start, start + step)]), file, "parquet")
                     rows += pq.read_metadata(file).num_rows
             return rows
 

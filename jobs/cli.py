@@ -70,6 +70,17 @@ def main() -> None:
     raise SystemExit(code)
 
 
+@app.callback()
+def options(
+    profile: Annotated[
+        str | None, typer.Option(help="Stores to work with, a file of feature_repo/profiles: redis, spark ...")
+    ] = None,
+) -> None:
+    """Choose what holds for every command."""
+    if profile is not None:
+        os.environ["HEADWATER_PROFILE"] = profile
+
+
 @app.command()
 def demo(
     home: HomeOption = HOME,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
@@ -10,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from feature_repo.contracts.errors import ConfigError
+from feature_repo.contracts.errors import ConfigError, MissingExtraError
 from feature_repo.lake import Home
 from feature_repo.ledger import VARIABLE
+from feature_repo.profile import REPOSITORY, reads_with_spark, settings_file
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-REPOSITORY = Path(__file__).resolve().parent.parent / "feature_repo"
+__all__ = ["REPOSITORY", "open_store"]
 
 
 def open_store(home: Home) -> FeatureStore:
@@ -29,6 +31,8 @@ def open_store(home: Home) -> FeatureStore:
     ------
     ConfigError
         If there is no such profile.
+    MissingExtraError
+        If the profile is on Spark and that, or Java, is not installed.
     """
     import ibis
     from feast import FeatureStore
@@ -39,8 +43,10 @@ def open_store(home: Home) -> FeatureStore:
     # Feast's DuckDB store goes through ibis, which calls a deprecated name and draws a progress bar of its own.
     warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
     ibis.get_backend().raw_sql("SET enable_progress_bar = false")
+    if reads_with_spark():
+        _require_spark()
     home.feast.mkdir(parents=True, exist_ok=True)
-    values = yaml.safe_load(os.path.expandvars(_settings_file().read_text(encoding="utf-8")))
+    values = yaml.safe_load(os.path.expandvars(settings_file().read_text(encoding="utf-8")))
     if values["registry"].get("registry_type") == "sql":
         if VARIABLE not in os.environ:
             raise ConfigError(f"{VARIABLE} is not set: this profile's registry lies in the ledger's database.")
@@ -51,11 +57,11 @@ def open_store(home: Home) -> FeatureStore:
     return FeatureStore(config=RepoConfig(**values, repo_path=REPOSITORY))
 
 
-def _settings_file() -> Path:
-    profile = os.environ.get("HEADWATER_PROFILE")
-    if not profile:
-        return REPOSITORY / "feature_store.yaml"
-    known = sorted(path.stem for path in (REPOSITORY / "profiles").glob("*.yaml"))
-    if profile not in known:
-        raise ConfigError(f"HEADWATER_PROFILE is '{profile}'; there are {', '.join(known)}. Unset it for the default.")
-    return REPOSITORY / "profiles" / f"{profile}.yaml"
+def _require_spark() -> None:
+    if importlib.util.find_spec("pyspark") is None:
+        raise MissingExtraError("This profile reads with Spark: pip install 'headwater[spark]', and Java 17.")
+    from feature_repo.stores.spark_session import require_java
+
+    require_java()
+    # Feast says at every call that its Spark store is young.
+    warnings.filterwarnings("ignore", message="The spark .* is an experimental feature", category=RuntimeWarning)

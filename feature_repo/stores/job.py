@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from feast.infra.offline_stores.duckdb import _write_data_source
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
 
-from feature_repo.lake import replacing
 from feature_repo.stores.join import Settings, ViewJoin, join
 from feature_repo.stores.labels import Labels, time_range
+from feature_repo.stores.shards import ShardFormat, shard_name, write_shard
 
-ShardFormat = Literal["parquet", "arrow"]
 GIGABYTE = 10**9
 
 
@@ -109,16 +106,16 @@ class PitRetrievalJob(RetrievalJob):
         # Several files from one join where memory allows: each join reads the views' files again.
         for labels in self._labels.chunks(rows * max(1, chunk // rows)):
             slices = [labels.slice(start, rows) for start in range(0, max(labels.num_rows, 1), rows)]
-            names = [folder / f"part-{len(parts) + i:05d}.{form}" for i in range(len(slices))]
+            names = [folder / shard_name(len(parts) + i, form) for i in range(len(slices))]
             todo = [(name, part) for name, part in zip(names, slices, strict=True) if not name.exists()]
             parts += names
             if len(todo) == 1:
-                _write(self._pieces(todo[0][1], chunk), todo[0][0], form)
+                write_shard(self._pieces(todo[0][1], chunk), todo[0][0], form)
             elif todo:
                 whole = _Part(self, self._joined(pa.concat_tables([part for _, part in todo]))).to_arrow()
                 start = 0
                 for name, part in todo:
-                    _write(iter([whole.slice(start, part.num_rows)]), name, form)
+                    write_shard(iter([whole.slice(start, part.num_rows)]), name, form)
                     start += part.num_rows
             progress(min(len(parts) * rows, self.rows), self.rows)
         return parts
@@ -185,20 +182,3 @@ class _Part(RetrievalJob):
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
         return self._table.to_pandas()
-
-
-def _write(tables: Iterator[pa.Table], part: Path, form: ShardFormat) -> None:
-    first = next(tables)
-    with replacing(part) as staged:
-        if form == "arrow":
-            with pa.ipc.new_file(str(staged), first.schema) as writer:
-                writer.write_table(first)
-                for table in tables:
-                    writer.write_table(table.cast(first.schema))
-            return
-        # Dictionaries pay for ids and categories; of float vectors they only make the attempt.
-        plain = [field.name for field in first.schema if not pa.types.is_nested(field.type)]
-        with pq.ParquetWriter(staged, first.schema, compression="lz4", use_dictionary=plain) as writer:
-            writer.write_table(first)
-            for table in tables:
-                writer.write_table(table.cast(first.schema))

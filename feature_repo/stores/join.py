@@ -85,7 +85,7 @@ def join(labels: pa.Table, time_column: str, views: Sequence[ViewJoin], settings
     LakeError
         If a file cannot be read.
     """
-    _check_columns(labels, time_column, views)
+    check_columns(labels, time_column, views)
     times = microseconds(labels[time_column], "down", file="the labels", name=time_column, naive=settings.naive)
     by_time = np.argsort(times)
     by_time = by_time[np.searchsorted(times, MISSING, side="right", sorter=by_time) :]
@@ -205,7 +205,7 @@ class _Piece:
         return Rows(codes, times, created, numbers, ordered)
 
 
-def _check_columns(labels: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> None:
+def check_columns(labels: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> None:
     problems = []
     for name in dict.fromkeys([time_column, *(asked for view in views for asked, _ in view.keys)]):
         if name not in labels.column_names:

@@ -51,8 +51,8 @@ class KeyCodes:
         self, columns: Sequence[Column], types: Sequence[pa.DataType], names: Sequence[str], rows: int
     ) -> None:
         self._names = tuple(names)
-        self._kinds = [_kind(kind) for kind in types]
-        cast = [_as(column, kind, name) for column, kind, name in zip(columns, self._kinds, names, strict=True)]
+        self._kinds = [key_type(kind) for kind in types]
+        cast = [as_key(column, kind, name) for column, kind, name in zip(columns, self._kinds, names, strict=True)]
         self.plain = len(cast) == 1 and self._kinds[0] == pa.int64()
         self._values: list[pa.Array] = []
         self._combined: list[Int64Array] = []
@@ -71,7 +71,9 @@ class KeyCodes:
 
     def encode(self, columns: Sequence[Column], rows: int) -> tuple[Int64Array, BoolArray | None]:
         """Return codes int64 [M] of rows of the view's files, and which are known (None: all of them)."""
-        cast = [_as(column, kind, name) for column, kind, name in zip(columns, self._kinds, self._names, strict=True)]
+        cast = [
+            as_key(column, kind, name) for column, kind, name in zip(columns, self._kinds, self._names, strict=True)
+        ]
         if self.plain:
             codes, known = _numbers(cast[0])
             return codes, None if cast[0].null_count == 0 else known
@@ -86,10 +88,10 @@ class KeyCodes:
         return codes, known
 
 
-def _kind(kind: pa.DataType) -> pa.DataType:
+def key_type(kind: pa.DataType) -> pa.DataType:
     """Return the type in which keys are compared."""
     if pa.types.is_dictionary(kind):
-        return _kind(kind.value_type)
+        return key_type(kind.value_type)
     if pa.types.is_integer(kind):
         return pa.int64()
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
@@ -97,8 +99,8 @@ def _kind(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _as(column: Column, kind: pa.DataType, name: str) -> Column:
-    own = _kind(column.type)
+def as_key(column: Column, kind: pa.DataType, name: str) -> Column:
+    own = key_type(column.type)
     # Pandas turns integers with gaps into floats; no other conversion may pass in silence.
     convertible = own == kind or pa.types.is_null(own) or (kind == pa.int64() and pa.types.is_floating(own))
     try:

@@ -12,7 +12,7 @@ import copy
 import os
 import re
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
-from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
+from feast.feature_view import FeatureView
 from feast.infra.offline_stores.duckdb import (
     DuckDBOfflineStore,
     DuckDBOfflineStoreConfig,
@@ -46,11 +46,10 @@ from feature_repo.stores.clocks import Naive
 from feature_repo.stores.job import GIGABYTE, PitRetrievalJob
 from feature_repo.stores.join import Settings, ViewJoin
 from feature_repo.stores.labels import FileLabels, Labels, TableLabels
-from feature_repo.stores.sources import Clocks, File, Source, TableFile, Twins, open_files
+from feature_repo.stores.reading import reading_of
+from feature_repo.stores.sources import File, Source, TableFile, Twins, open_files
 from feature_repo.stores.spaces import check_views
 
-LAG_TAG = "availability_lag_seconds"
-_MICROSECOND = timedelta(microseconds=1)
 # What one stored row's keys and clocks take while they are sorted.
 _BYTES_PER_KEY = 64
 _SQL = re.compile(r"\s*(select|with)\s", re.IGNORECASE)
@@ -211,40 +210,10 @@ def _labels(config: RepoConfig, entity_df: pd.DataFrame | str | None) -> Labels:
 def _view_join(
     config: RepoConfig, view: FeatureView, feature_refs: Sequence[str], full_feature_names: bool, strict: bool
 ) -> ViewJoin:
-    """Translate a Feast view: names as in the labels and the result on one side, as in the files on the other."""
-    source = view.batch_source
-    if source is None:
-        raise ConfigError(f"The feature view '{view.name}' has no batch source, so it has no history to join.")
-    stored = {new: old for old, new in source.field_mapping.items()}
-    projection = view.projection
-    keys = tuple(
-        (projection.join_key_map.get(column.name, column.name), stored.get(column.name, column.name))
-        for column in view.entity_columns
-        if column.name != DUMMY_ENTITY_ID
-    )
-    asked = dict.fromkeys(
-        ref.split(":", 1)[1] for ref in feature_refs if ref.split(":", 1)[0] == projection.name_to_use()
-    )
-    prefix = f"{projection.name_alias or view.name}__" if full_feature_names else ""
-    lag = view.tags.get(LAG_TAG) or (source.tags or {}).get(LAG_TAG) or config.offline_store.availability_lag_seconds
-    naive: Naive = config.offline_store.naive_timestamps
-    created = source.created_timestamp_column
-    clocks = Clocks(
-        stored.get(source.timestamp_field, source.timestamp_field),
-        stored.get(created, created) if created else None,
-        int(lag) * 1_000_000,
-        naive,
-        naive if strict else "utc",
-    )
-    files = _files(config, source, [name for _, name in keys], [stored.get(name, name) for name in asked])
-    ttl = view.ttl // _MICROSECOND if view.ttl else 0
-    return ViewJoin(
-        view.name,
-        Source(files, clocks),
-        keys,
-        ttl,
-        tuple((prefix + name, stored.get(name, name)) for name in asked),
-    )
+    read = reading_of(config, view, feature_refs, full_feature_names, strict)
+    assert view.batch_source is not None
+    files = _files(config, view.batch_source, [name for _, name in read.keys], [name for _, name in read.features])
+    return ViewJoin(view.name, Source(files, read.clocks), read.keys, read.ttl, read.features)
 
 
 def _files(config: RepoConfig, source: DataSource, keys: Sequence[str], features: Sequence[str]) -> Sequence[File]:

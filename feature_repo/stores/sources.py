@@ -214,7 +214,7 @@ class Source:
     def type_of(self, column: str) -> pa.DataType:
         """Return a column's type in the first file; null where the view has no file yet."""
         for file in self._files:
-            _require(file, [column])
+            require(file, [column])
         return self._files[0].schema.field(column).type if self._files else pa.null()
 
     def row_bytes(self, columns: Sequence[str]) -> float:
@@ -335,7 +335,8 @@ class _AsLakeError:
             raise LakeError(f"Could not read {self._path}: {error}. Write the file again.") from error
 
 
-def _require(file: File, columns: Sequence[str]) -> None:
+def require(file: Any, columns: Sequence[str]) -> None:
+    """Refuse a source (anything with `schema.names`) that lacks columns; InputDataError says which there are."""
     missing = [name for name in columns if name not in file.schema.names]
     if missing:
         there = ", ".join(file.schema.names)
@@ -348,7 +349,7 @@ def _check_clocks(file: File, clocks: Clocks) -> None:
     """Refuse clocks that are missing or no timestamps, before any row is read or passed over."""
     for name, naive in ((clocks.time, clocks.naive), (clocks.created, clocks.naive_created)):
         if name is not None:
-            _require(file, [name])
+            require(file, [name])
             nothing = pa.array([], file.schema.field(name).type)
             microseconds(nothing, "up", file="the source", name=name, naive=naive)
 

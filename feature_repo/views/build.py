@@ -13,6 +13,7 @@ from typing import Any
 from feast import Entity as FeastEntity
 from feast import FeatureService, FeatureView, Field, FileSource
 from feast.data_format import ParquetFormat
+from feast.data_source import DataSource
 from feast.types import Array, Bool, Float32, Float64, Int64, String
 from feast.value_type import ValueType
 
@@ -21,6 +22,7 @@ from feature_repo.contracts.types import Snapshot, View
 from feature_repo.lake import Home
 from feature_repo.ledger import Ledger
 from feature_repo.lifecycle import bridged, models_of, retirements
+from feature_repo.profile import reads_with_spark
 
 _TYPES: dict[str, Any] = {
     "string": String,
@@ -112,14 +114,7 @@ def _view(
             Field(name=f.name, dtype=f.dtype, vector_index=True, **searched) if f.name == "embedding" else f
             for f in fields
         ]
-    source = FileSource(
-        name=f"{record.name}_source",
-        path=str(home.view_folder(record.name)),
-        file_format=ParquetFormat(),
-        timestamp_field="event_timestamp",
-        created_timestamp_column="created",
-        description="One Parquet file per snapshot.",
-    )
+    source = _source(home, record)
     # Feast puts the wall clock here, and every `feast apply` would report the view as changed.
     source.created_timestamp = source.last_updated_timestamp = since
     return FeatureView(
@@ -132,3 +127,19 @@ def _view(
         description=description,
         owner=owner,
     )
+
+
+def _source(home: Home, record: View) -> DataSource:
+    """Return a view's files as the source class that the profile's offline store reads."""
+    shared: dict[str, Any] = {
+        "name": f"{record.name}_source",
+        "path": str(home.view_folder(record.name)),
+        "timestamp_field": "event_timestamp",
+        "created_timestamp_column": "created",
+        "description": "One Parquet file per snapshot.",
+    }
+    if reads_with_spark():
+        from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
+
+        return SparkSource(file_format="parquet", **shared)
+    return FileSource(file_format=ParquetFormat(), **shared)

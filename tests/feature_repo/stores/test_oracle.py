@@ -19,6 +19,7 @@ from pit_cases import MICROSECOND, Case, cases, expected, label_table, write
 
 from feature_repo.stores import pit
 from feature_repo.stores.pit import PitOfflineStoreConfig
+from feature_repo.stores.reading import LAG_TAG
 
 CASES = int(os.environ.get("ORACLE_CASES", "100"))
 
@@ -41,7 +42,7 @@ def test_every_label_sees_exactly_what_the_rules_give_it(
                     keys=case.keys,
                     ttl=view.ttl * MICROSECOND,
                     created="created" if view.has_created else "",
-                    tags={pit.LAG_TAG: str(view.lag // 1_000_000)},
+                    tags={LAG_TAG: str(view.lag // 1_000_000)},
                 )
             )
         table = label_table(case)
