@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -63,5 +64,6 @@ def _require_spark() -> None:
     from feature_repo.stores.spark_session import require_java
 
     require_java()
-    # Feast says at every call that its Spark store is young.
+    # Feast says at every call that its Spark store is young; its module sets a filter of its own first.
+    importlib.import_module("feature_repo.stores.spark_pit")
     warnings.filterwarnings("ignore", message="The spark .* is an experimental feature", category=RuntimeWarning)

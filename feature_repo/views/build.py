@@ -7,6 +7,7 @@ read (docs/adr/0002-version-in-the-view-name.md).
 
 from __future__ import annotations
 
+import warnings
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -141,5 +142,7 @@ def _source(home: Home, record: View) -> DataSource:
     if reads_with_spark():
         from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 
-        return SparkSource(file_format="parquet", **shared)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # that Feast's Spark sources are young
+            return SparkSource(file_format="parquet", **shared)
     return FileSource(file_format=ParquetFormat(), **shared)
