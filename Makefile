@@ -74,6 +74,7 @@ bench-periods: $(READY)  ## the demo's chain on another part of the year (ten mi
 
 bench-train: $(READY)  ## training and inference of the upstream beside bare loops, 1M and 10M impressions (minutes, 4 GB of disk)
 	@$(BIN)/python -m benchmarks.train
+
 bench-scale: $(READY).spark  ## joins on DuckDB and on Spark, ours and Feast's, 200k and 2M labels (an hour; needs Java 17)
 	@$(BIN)/python -m benchmarks.scale
 

@@ -66,7 +66,7 @@ class PitRetrievalJob(RetrievalJob):
     def metadata(self) -> RetrievalMetadata:
         """Names of features and keys, and the range of the labels' times."""
         keys = [name for name in self._labels.schema.names if name != self._time_column]
-        first, last = time_range(self._labels, self._time_column)
+        first, last = time_range(self._labels.column(self._time_column))
         return RetrievalMetadata(self._features, keys, first, last)
 
     def to_batches(self, rows: int | None = None) -> Iterator[pa.Table]:

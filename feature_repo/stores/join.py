@@ -18,6 +18,7 @@ from feature_repo.stores.asof import Rows, latest_rows
 from feature_repo.stores.clocks import MISSING, Int64Array, Naive, microseconds
 from feature_repo.stores.gather import by_number, gather
 from feature_repo.stores.keys import KeyCodes
+from feature_repo.stores.reading import Reading
 from feature_repo.stores.sources import Source, Unit
 
 
@@ -205,7 +206,7 @@ class _Piece:
         return Rows(codes, times, created, numbers, ordered)
 
 
-def check_columns(labels: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> None:
+def check_columns(labels: pa.Table, time_column: str, views: Sequence[ViewJoin | Reading]) -> None:
     problems = []
     for name in dict.fromkeys([time_column, *(asked for view in views for asked, _ in view.keys)]):
         if name not in labels.column_names:

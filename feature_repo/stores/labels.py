@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -112,9 +112,9 @@ class FileLabels:
                     yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
-def time_range(labels: Labels, name: str) -> tuple[datetime | None, datetime | None]:
-    """Return the first and the last label time; None where there is no label."""
-    ends = [pc.min_max(column.cast(pa.timestamp("us", tz="UTC"), safe=False)) for column in labels.column(name)]
+def time_range(times: Iterable[pa.ChunkedArray]) -> tuple[datetime | None, datetime | None]:
+    """Return the first and the last of the labels' times, file by file; None where there is no label."""
+    ends = [pc.min_max(column.cast(pa.timestamp("us", tz="UTC"), safe=False)) for column in times]
     first = [end["min"].as_py() for end in ends if end["min"].is_valid]
     last = [end["max"].as_py() for end in ends if end["max"].is_valid]
     return min(first, default=None), max(last, default=None)

@@ -110,7 +110,7 @@ class SparkPitOfflineStore(SparkOfflineStore):
         readings = [reading_of(config, view, feature_refs, full_feature_names, strict) for view in feature_views]
         check_columns(empty, time_column, readings)
         views = [_view(session, config, view, read) for view, read in zip(feature_views, readings, strict=True)]
-        first, last = time_range(labels, time_column)
+        first, last = time_range(labels.column(time_column))
         return SparkPitRetrievalJob(
             session=session,
             config=config,
@@ -130,13 +130,15 @@ class SparkPitOfflineStore(SparkOfflineStore):
     def pull_latest_from_table_or_query(config: RepoConfig, *arguments: Any, **named: Any) -> RetrievalJob:
         """Return the latest row of each key in a time range, as Feast's Spark store does in UTC."""
         session_of(config.offline_store)
-        return SparkFrameJob(SparkOfflineStore.pull_latest_from_table_or_query(config, *arguments, **named))
+        job: Any = SparkOfflineStore.pull_latest_from_table_or_query(config, *arguments, **named)
+        return SparkFrameJob(job)
 
     @staticmethod
     def pull_all_from_table_or_query(config: RepoConfig, *arguments: Any, **named: Any) -> RetrievalJob:
         """Return all rows in a time range, as Feast's Spark store does in UTC."""
         session_of(config.offline_store)
-        return SparkFrameJob(SparkOfflineStore.pull_all_from_table_or_query(config, *arguments, **named))
+        job: Any = SparkOfflineStore.pull_all_from_table_or_query(config, *arguments, **named)
+        return SparkFrameJob(job)
 
     @staticmethod
     def offline_write_batch(
