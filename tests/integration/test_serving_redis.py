@@ -60,7 +60,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     profile = yaml.safe_load((jobs.store.REPOSITORY / "profiles" / "redis.yaml").read_text(encoding="utf-8"))
     profile["online_store"]["connection_string"] = f"127.0.0.1:{found.port}"
     (tmp_path / "redis.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
-    monkeypatch.setattr(jobs.store, "_settings_file", lambda: tmp_path / "redis.yaml")
+    monkeypatch.setattr(jobs.store, "settings_file", lambda: tmp_path / "redis.yaml")
     found.start()
     yield found
     found.kill()
