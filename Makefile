@@ -7,7 +7,7 @@ RECBOLE := .venv-recbole
 AIRFLOW := .venv-airflow
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle oracle-spark bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods bench-scale crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers bench-capacity test-airflow clean
+.PHONY: help demo test check gate-faults bench-gate oracle oracle-spark bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods bench-scale crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers bench-capacity bench-ddp test-airflow clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -108,6 +108,9 @@ bench-ablations: $(READY)  ## one choice of the upstream changed at a time, on a
 bench-capacity: $(READY)  ## unit costs behind headwater plan, and docs/scale.md (minutes, 2 GB of disk, needs redis-server)
 	@$(BIN)/python -m benchmarks.capacity
 	@$(BIN)/python -m benchmarks.capacity_tables
+
+bench-ddp: $(READY)  ## samples per second of upstream training in one and in two processes (minutes)
+	@$(BIN)/python -m benchmarks.ddp
 
 test-airflow: $(READY)  ## load and run the exported DAG in the real Airflow, in an environment of its own (minutes)
 	@test -f $(AIRFLOW)/.ready || { $(PYTHON) -m venv $(AIRFLOW) && $(AIRFLOW)/bin/python -m pip install --no-compile --quiet "apache-airflow>=3.3,<4" && touch $(AIRFLOW)/.ready; }

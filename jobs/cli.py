@@ -201,15 +201,26 @@ def _ingested(result: Any, home: Path) -> None:
 @app.command("train-upstream")
 def train_upstream(
     versions: Annotated[list[str], typer.Argument(help="Versions that the trained spaces get, e.g. v1 v2.")],
+    ranks: Annotated[int | None, typer.Option(help="Processes that share out each training on this machine.")] = None,
     home: HomeOption = HOME,
 ) -> None:
     """Train upstream models before their cut-off, side by side, and register the space that each spans.
 
-    Example: `headwater train-upstream v1 v2`
+    Example: `headwater train-upstream v1 v2`, or one training in several processes
+    `headwater train-upstream v1 --ranks 2`, which is `torchrun --nproc-per-node 2 -m jobs.cli train-upstream v1`
     """
+    from jobs import train_ranks
     from jobs import train_upstream as job
 
-    for result in job.run_all(open_home(home), versions, progress=progress_reporter()).trained:
+    if ranks is not None:
+        train_ranks.launch(ranks, ["train-upstream", *versions, "--home", str(home)])
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if shared and os.environ.get("RANK") != "0":
+        train_ranks.run_all(open_home(home), versions)
+        return
+    chosen = train_ranks.run_all if shared else job.run_all
+    results = chosen(open_home(home), versions, progress=progress_reporter())
+    for result in results.trained if results else ():
         state = "was trained already" if result.reused else f"trained on {result.rows:,} rows"
         typer.echo(f"{result.version} is space {result.space.space_id} ({result.space.dim} floats), {state}.")
 
@@ -392,3 +403,7 @@ def status(home: HomeOption = HOME) -> None:
             print_table(rows, f"\n{title}")
         else:
             typer.echo(f"\n{title}: none yet")
+
+
+if __name__ == "__main__":
+    main()

@@ -61,6 +61,8 @@ class Results:
 def run_all(ws: Workspace, versions: Sequence[str], *, progress: Progress = silent) -> Results:
     """Train the upstreams of several versions, side by side in up to ``processes`` processes.
 
+    Where torchrun started several processes each training is shared out among them (:mod:`jobs.train_ranks`).
+
     Raises
     ------
     ConfigError, NotReadyError
@@ -115,9 +117,14 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
             f"{version} is published and was trained with other settings or data. A version never changes its "
             "space: name the new model as the next version in config.yaml, or use another --home."
         )
-    from models import presets
+    from models import presets, ranks
     from models.upstream.derm import space_id
 
+    if ranks.launched() and ranks.world() == 1:
+        raise ConfigError(
+            "torchrun shares out `train-upstream` alone. Run this command by itself; what it would train can be "
+            "trained before by `headwater train-upstream VERSION --ranks N`."
+        )
     ws.use_threads()
     fitted: Any
     if settings.kind == "content":
@@ -212,7 +219,9 @@ def fit_upstream(
     NotReadyError
         If no labelled row with a history lies before the cut-off.
     """
+    from jobs import train_ranks
     from jobs.prepare_upstream import Start, prepare, training_device
+    from models import ranks
     from models.training import fit
     from models.upstream.alignment import Aligned
     from models.upstream.derm import DERM
@@ -228,14 +237,33 @@ def fit_upstream(
             seed_item_rows(model, ready.tables, ready.cutoff)
             trained: Any = model.to(device)
             passes = max(preset.train.epochs, min(MAX_EPOCHS, ceil(MIN_STEPS / steps)))
+        elif ranks.world() > 1:
+            raise ConfigError(
+                f"{version} goes on from another model's weights, which one process does: leave out --ranks."
+            )
         else:
             model, passes = old.model.to(device), preset.train.epochs
             trained = Aligned(model, copy.deepcopy(model), settings.alignment or 0.0)
         ws.log.forget()
         train = replace(ready.train, epochs=ws.config.epochs or passes)
+        shard = (ranks.rank(), ranks.world())
+        train_ranks.lead(
+            train_ranks.Task(
+                rows=folder,
+                positives=ready.rows.positives,
+                sampling=ready.rows.sampling,
+                model=model.config.to_dict(),
+                train=train,
+                batch_rows=preset.batch_rows,
+                seed=settings.seed,
+                steps=steps,
+                device=device,
+                checkpoints=checkpoints,
+            )
+        )
         history = fit(
             trained,
-            lambda epoch: ready.rows.epoch(epoch, batch_rows=preset.batch_rows, seed=settings.seed),
+            lambda epoch: ready.rows.epoch(epoch, batch_rows=preset.batch_rows, seed=settings.seed, shard=shard),
             config=train,
             steps_per_epoch=steps,
             progress=lambda step, total, metrics: progress(

@@ -101,3 +101,12 @@ def test_without_other_ranks_everything_stays_as_it_is() -> None:
     assert (ranks.rank(), ranks.world()) == (0, 1)
     assert ranks.gathered(rows) is rows and ranks.share(torch.device("cpu"), 5) == 5
     assert float(ranks.mean(rows.sum(), torch.tensor(6.0))) == 0.5
+
+
+@pytest.mark.parametrize("ranks", [0, -1])
+def test_no_number_of_ranks(ranks: int) -> None:
+    from feature_repo.contracts.errors import ConfigError
+    from jobs.train_ranks import launch
+
+    with pytest.raises(ConfigError, match="--ranks is"):
+        launch(ranks, [])
