@@ -10,22 +10,18 @@ Legend: I items, F features, N features of all items of a batch one after the ot
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from feature_repo.contracts.errors import ConfigError, LakeError
+from feature_repo.contracts.errors import ConfigError
 from models.upstream import config as config_io
-from models.upstream.files import replace_file
+from models.upstream.files import load_model, save_model
 
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _SPARE, _ITERATIONS = 16, 12  # of the randomized factorization
 
 
@@ -156,11 +152,7 @@ class ContentEmbedding(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write weights and config into `folder`, each beside its place and renamed, the config last."""
-        folder.mkdir(parents=True, exist_ok=True)
-        payload = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
-        document = {"model": self.config.to_dict(), "weights_sha256": hashlib.sha256(payload).hexdigest()}
-        replace_file(folder / WEIGHTS_FILE, payload)
-        replace_file(folder / CONFIG_FILE, json.dumps(document, indent=2, sort_keys=True).encode())
+        save_model(folder, self.config.to_dict(), self.state_dict())
 
     @classmethod
     def load(cls, folder: Path) -> ContentEmbedding:
@@ -171,15 +163,9 @@ class ContentEmbedding(nn.Module):
         LakeError
             If a file is missing or the weights are not those the config was written with.
         """
-        try:
-            document = json.loads((folder / CONFIG_FILE).read_text())
-            payload = (folder / WEIGHTS_FILE).read_bytes()
-        except (OSError, ValueError) as error:
-            raise LakeError(f"No complete model in {folder}: {error}. Train it again.") from error
-        if hashlib.sha256(payload).hexdigest() != document.get("weights_sha256"):
-            raise LakeError(f"The weights in {folder} are not those of its config.json. Train it again.")
-        model = cls(config_io.from_dict(cls.Config, document["model"], "model"))
-        model.load_state_dict(safetensors.torch.load(payload))
+        config, weights = load_model(folder)
+        model = cls(config_io.from_dict(cls.Config, config, "model"))
+        model.load_state_dict(weights)
         return model.eval()
 
 

@@ -5,7 +5,6 @@ Legend: B rows, U distinct users, I distinct items, E = dim of the published vec
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -13,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from feature_repo.contracts.errors import ConfigError, LakeError
+from feature_repo.contracts.errors import ConfigError
 from models.upstream import config as config_io
-from models.upstream.files import replace_file, weights_digest
+from models.upstream.files import load_model, save_model, weights_digest
 from models.upstream.inputs import (
     InputSpec,
     ItemBatch,
@@ -32,8 +30,6 @@ from models.upstream.inputs import (
 from models.upstream.losses import LossConfig, Losses
 from models.upstream.tokens import ItemTables
 from models.upstream.towers import InteractionTower, ItemTower, UserTower
-
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -146,11 +142,7 @@ class DERM(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write weights and config into `folder`, each beside its place and renamed, the config last."""
-        folder.mkdir(parents=True, exist_ok=True)
-        payload = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
-        document = {"model": self.config.to_dict(), "weights_sha256": hashlib.sha256(payload).hexdigest()}
-        replace_file(folder / WEIGHTS_FILE, payload)
-        replace_file(folder / CONFIG_FILE, json.dumps(document, indent=2, sort_keys=True).encode())
+        save_model(folder, self.config.to_dict(), self.state_dict())
 
     @classmethod
     def load(cls, folder: Path) -> DERM:
@@ -161,15 +153,9 @@ class DERM(nn.Module):
         LakeError
             If a file is missing or the weights are not those the config was written with.
         """
-        try:
-            document = json.loads((folder / CONFIG_FILE).read_text())
-            payload = (folder / WEIGHTS_FILE).read_bytes()
-        except (OSError, ValueError) as error:
-            raise LakeError(f"No complete model in {folder}: {error}. Train it again.") from error
-        if hashlib.sha256(payload).hexdigest() != document.get("weights_sha256"):
-            raise LakeError(f"The weights in {folder} are not those of its config.json. Train it again.")
-        model = cls(cls.Config.from_dict(document["model"]))
-        model.load_state_dict(safetensors.torch.load(payload))
+        config, weights = load_model(folder)
+        model = cls(cls.Config.from_dict(config))
+        model.load_state_dict(weights)
         return model.eval()
 
 

@@ -1,13 +1,20 @@
-"""Writing so that no reader ever sees half a file."""
+"""Writing so that no reader ever sees half a file, and models as such files."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 from torch import Tensor
+
+from feature_repo.contracts.errors import LakeError
+
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
 def write_durably(path: Path, payload: bytes) -> None:
@@ -26,6 +33,33 @@ def replace_file(path: Path, payload: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def save_model(folder: Path, config: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write weights and config into `folder`, each beside its place and renamed, the config last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    payload = safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()})
+    document = {"model": config, "weights_sha256": hashlib.sha256(payload).hexdigest()}
+    replace_file(folder / WEIGHTS_FILE, payload)
+    replace_file(folder / CONFIG_FILE, json.dumps(document, indent=2, sort_keys=True).encode())
+
+
+def load_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config and weights that :func:`save_model` wrote.
+
+    Raises
+    ------
+    LakeError
+        If a file is missing or the weights are not those the config was written with.
+    """
+    try:
+        document = json.loads((folder / CONFIG_FILE).read_text())
+        payload = (folder / WEIGHTS_FILE).read_bytes()
+    except (OSError, ValueError) as error:
+        raise LakeError(f"No complete model in {folder}: {error}. Train it again.") from error
+    if hashlib.sha256(payload).hexdigest() != document.get("weights_sha256"):
+        raise LakeError(f"The weights in {folder} are not those of its config.json. Train it again.")
+    return document["model"], safetensors.torch.load(payload)
 
 
 def weights_digest(weights: Mapping[str, Tensor], *notes: str) -> str:
