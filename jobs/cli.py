@@ -211,15 +211,13 @@ def train_upstream(
     """
     from jobs import train_ranks
     from jobs import train_upstream as job
+    from models import ranks as ranks_of_torchrun
 
     if ranks is not None:
         train_ranks.launch(ranks, ["train-upstream", *versions, "--home", str(home)])
-    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if shared and os.environ.get("RANK") != "0":
-        train_ranks.run_all(open_home(home), versions)
-        return
-    chosen = train_ranks.run_all if shared else job.run_all
-    results = chosen(open_home(home), versions, progress=progress_reporter())
+    # A rank but the first has nothing to report: run_all returns None there.
+    run_all = train_ranks.run_all if ranks_of_torchrun.launched() else job.run_all
+    results = run_all(open_home(home), versions, progress=progress_reporter())
     for result in results.trained if results else ():
         state = "was trained already" if result.reused else f"trained on {result.rows:,} rows"
         typer.echo(f"{result.version} is space {result.space.space_id} ({result.space.dim} floats), {state}.")
