@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from feature_repo.stores import wire
 from feature_repo.stores.clocks import Int64Array
+from feature_repo.stores.twin import fixed_size
 
 
 def ordered(tables: Iterable[pa.Table], ranks: Int64Array, rows: int, folder: Path) -> Iterator[pa.Table]:
@@ -36,11 +37,11 @@ def ordered(tables: Iterable[pa.Table], ranks: Int64Array, rows: int, folder: Pa
         for table in tables:
             own = ranks[first : first + table.num_rows]
             first += table.num_rows
-            order = np.argsort(own)
-            own, sorted_rows = own[order], _plain(table).take(pa.array(order)).combine_chunks()
+            order = pa.array(np.argsort(own))
             if len(ranks) <= rows and len(own) == len(ranks):
-                yield sorted_rows
+                yield _even(_plain(table)).take(order)
                 return
+            own, sorted_rows = own[order], _plain(table).take(order).combine_chunks()
             writer = writer or pa.ipc.new_file(file, sorted_rows.schema)
             cuts = np.searchsorted(own, edges)
             for piece, (start, stop) in zip(pieces, itertools.pairwise(cuts.tolist()), strict=True):
@@ -59,3 +60,8 @@ def ordered(tables: Iterable[pa.Table], ranks: Int64Array, rows: int, folder: Pa
 def _plain(table: pa.Table) -> pa.Table:
     """Return a table whose dictionaries are decoded: a file holds one dictionary for all pieces."""
     return pa.table({name: wire.combined(table[name]) for name in table.column_names})
+
+
+def _even(table: pa.Table) -> pa.Table:
+    """Return a table whose vectors of one width are of a fixed size, which Arrow puts into order ten times as fast."""
+    return pa.table({name: fixed_size(table[name]) for name in table.column_names})

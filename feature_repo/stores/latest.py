@@ -80,7 +80,7 @@ class LatestRows:
             inside = numbers[start:stop] - unit.first
             table = self._source.read(unit, wanted)
             for first in range(0, len(inside), rows):
-                part = table.take(pa.array(inside[first : first + rows]))
+                part = _rows_of(table, inside[first : first + rows])
                 yield pa.table({name: part[stored] for name, stored in self._names.items()})
 
     def in_key_order(self, rows: int, folder: Path) -> Iterator[pa.Table]:
@@ -158,6 +158,13 @@ def of_table(table: pa.Table, columns: ViewColumns) -> LatestRows:
     source = Source([TableFile(table)], Clocks(columns.time, columns.created, 0, "utc", "utc"))
     limits = np.iinfo(np.int64)
     return LatestRows(source, {name: name for name in columns.names}, columns, limits.min + 1, limits.max)
+
+
+def _rows_of(table: pa.Table, positions: Int64Array) -> pa.Table:
+    """Return rows by their ascending positions; a run of neighbours is not copied."""
+    if len(positions) and positions[-1] - positions[0] + 1 == len(positions):
+        return table.slice(positions[0], len(positions))
+    return table.take(pa.array(positions))
 
 
 def _microseconds(moment: datetime) -> int:

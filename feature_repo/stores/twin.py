@@ -104,7 +104,7 @@ def build(parquet: Path, keys: Sequence[str]) -> Twin:
         raise LakeError(f"Could not read the snapshot {parquet}: {error}. Publish that moment again.") from error
     if not _ascending(table, keys):
         table = table.take(pc.sort_indices(table, sort_keys=[(key, "ascending") for key in keys]))
-    table = pa.table([_fixed(column) for column in table.columns], names=table.column_names)
+    table = pa.table([fixed_size(column) for column in table.columns], names=table.column_names)
     notes = {
         "twin": FORMAT.decode(),
         "keys": "\x1f".join(keys),
@@ -179,7 +179,7 @@ def _ascending(table: pa.Table, keys: Sequence[str], *, strictly: bool = False) 
     return bool((values[1:] > values[:-1]).all() if strictly else (values[1:] >= values[:-1]).all())
 
 
-def _fixed(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+def fixed_size(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     """Return vectors of one length without gaps as a fixed-size list; any other column as it is."""
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or column.null_count or len(column) == 0:
