@@ -17,8 +17,10 @@ from feature_repo.contracts.errors import LakeError, NotReadyError, SpaceMismatc
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.contracts.types import Entity, Space, View
 from feature_repo.lifecycle import Origin
+from feature_repo.profile import reads_with_spark
 from jobs import folding
 from jobs.folding import Folding
+from jobs.inference import INFERENCE_ROWS, SparkInference, in_process
 from jobs.publication import Candidate, Publication, clocked, publish_together, published
 from jobs.snapshot_gate import id_type_of, judge
 from jobs.workspace import Progress, Workspace, silent
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from jobs.features.tables import Tables
     from models.upstream.derm import DERM
 
-INFERENCE_ROWS = 4096
 SMOOTHED_WITH = "smoothed_with"  # in a snapshot's file: the snapshot whose vectors it was mixed with
 EMBEDDING_FIELDS = {"embedding": "list<float>", "available_us": "int64"}
 
@@ -64,6 +65,7 @@ class Upstream:
         # Stands in every snapshot's file: which model made it, of which log. A model may continue another's space.
         self.origin = {"made_by": space.space_id, "events": ws.log.fingerprint}
         self.model: DERM = DERM.load(folder)
+        self._spark = SparkInference(ws.home, folder) if reads_with_spark() else None
         self._ids = {entity: ws.log.codes[entity][join_key(entity)] for entity in ENTITIES}
         encoder = Encoder.load(folder / "encoder.json")
         self.tables: Tables
@@ -119,24 +121,15 @@ class Upstream:
 
     def _run(self, entity: Entity, as_of: datetime, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the model's own unit vectors and norms of some positions."""
-        import torch
-
         from jobs.features.batches import item_batch, user_batch
 
-        table = self._table(entity, as_of)
-        count = len(places)
-        vectors = np.empty((count, self.space.dim), np.float32)
-        norms = np.empty(count, np.float32)
-        with torch.inference_mode():
-            for start in range(0, count, INFERENCE_ROWS):
-                rows = places[start : start + INFERENCE_ROWS]
-                if entity == "user":
-                    vector, norm = self.model.user_vectors(user_batch(self.tables, table, rows))
-                else:
-                    vector, norm = self.model.item_vectors(item_batch(table, rows))
-                here = slice(start, start + len(rows))
-                vectors[here], norms[here] = vector.numpy(), norm.numpy()
-        return vectors, norms
+        table, count = self._table(entity, as_of), len(places)
+        cuts = (places[start : start + INFERENCE_ROWS] for start in range(0, count, INFERENCE_ROWS))
+        batches = (user_batch(self.tables, table, cut) if entity == "user" else item_batch(table, cut) for cut in cuts)
+        # What the gate asks for again, a sample, is computed here wherever the vectors come from.
+        if self._spark is not None and count == len(table.code) > 0:
+            return self._spark.vectors(entity, batches, count)
+        return in_process(self.model, entity, batches, count, self.space.dim)
 
 
 def load_upstream(ws: Workspace, space: Space, like: Upstream | None = None) -> Upstream:

@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from feast.data_format import ParquetFormat
+from feast.data_source import DataSource
 from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.feature_builder import LocalFeatureBuilder
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.compute_engines.local.nodes import LocalSourceReadNode
+from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.registry.base_registry import BaseRegistry
-from feast.repo_config import FeastConfigBaseModel
+from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.utils import _validate_vector_field_lengths
 from pydantic import Field
 
@@ -105,10 +107,8 @@ class ArrowComputeEngine(LocalComputeEngine):
     def _rows(self, registry: BaseRegistry, task: MaterializationTask, columns: ViewColumns) -> LatestRows:
         source = task.feature_view.batch_source
         assert source is not None
-        if isinstance(source, FileSource) and _is_local_parquet(source):
-            path = Path(
-                FileSource.get_uri_for_file_path(self.repo_config.repo_path, source.path.removeprefix("file://"))
-            )
+        path = _local_parquet(self.repo_config, source)
+        if path is not None:
             rows = latest.of_files(path, columns, source.field_mapping, task.start_time, task.end_time)
             if rows is not None:
                 return rows
@@ -176,10 +176,16 @@ def _writer(place: SqlitePlace | RedisPlace, wait_seconds: float) -> Writer:
     return RedisWriter(place)
 
 
-def _is_local_parquet(source: FileSource) -> bool:
-    if "://" in source.path.removeprefix("file://"):
-        return False
-    return source.file_format is None or isinstance(source.file_format, ParquetFormat)
+def _local_parquet(config: RepoConfig, source: DataSource) -> Path | None:
+    """Return where a source's Parquet lies on this machine, whether DuckDB or Spark joins it; None for any other."""
+    if isinstance(source, FileSource):
+        parquet = source.file_format is None or isinstance(source.file_format, ParquetFormat)
+    elif isinstance(source, SparkSource):
+        parquet = bool(source.path) and source.file_format == "parquet" and source.table_format is None
+    else:
+        return None
+    path = source.path.removeprefix("file://") if parquet else "://"
+    return None if "://" in path else Path(FileSource.get_uri_for_file_path(config.repo_path, path))
 
 
 def _job_id(task: MaterializationTask) -> str:

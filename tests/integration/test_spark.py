@@ -1,16 +1,20 @@
-"""The demo's training sets on Spark and on DuckDB are the same, row for row and bit for bit."""
+"""The demo on Spark: training sets as on DuckDB, row for row and bit for bit; vectors as of one process."""
 
 from __future__ import annotations
 
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from jobs import refresh
 from jobs.cli import app
+from jobs.workspace import Workspace
 
 pytest.importorskip("pyspark", reason="needs the extra `spark`: pip install -e '.[spark]', and Java 17")
 pytestmark = [pytest.mark.spark, pytest.mark.filterwarnings("ignore")]
@@ -42,3 +46,32 @@ def test_the_training_set_is_the_same_on_spark(home: Path, tmp_path: Path, monke
         assert sparks.num_rows == ours.num_rows > 0
         for name in ours.column_names:
             assert sparks[name].combine_chunks().equals(ours[name].combine_chunks()), name
+
+
+def test_a_refresh_on_spark_publishes_the_vectors_of_one_process(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADWATER_PROFILE", "")
+    monkeypatch.setattr(refresh, "INFERENCE_ROWS", 32)  # several tasks for a small log
+    as_of = Workspace.open(home).ledger.snapshots("user_embedding_v1", accepted=True)[-1].as_of + timedelta(days=3)
+    files: dict[str, list[Path]] = {}
+    for name in ("one process", "spark"):
+        root = tmp_path / name
+        shutil.copytree(home, root)
+        profile = ["--profile", "spark"] if name == "spark" else []
+        command(*profile, "refresh", "v1", "--as-of", as_of.isoformat(), "--home", str(root))
+        ledger = Workspace.open(root).ledger
+        found = [ledger.snapshots(f"{entity}_embedding_v1", accepted=True)[-1] for entity in ("user", "item")]
+        assert {snapshot.as_of for snapshot in found} == {as_of}
+        files[name] = [root / snapshot.path for snapshot in found]
+        assert not list(root.glob(".inference-*"))
+    for one, spark in zip(files["one process"], files["spark"], strict=True):
+        expected, got = pq.read_table(one), pq.read_table(spark)
+        assert expected.num_rows > 32
+        assert got.column(0).equals(expected.column(0))
+        # The same batches through the same model; threads of torch may add in another order.
+        for name in ("embedding", "norm"):
+            values = [table[name].combine_chunks() for table in (got, expected)]
+            if name == "embedding":
+                values = [column.flatten() for column in values]
+            np.testing.assert_allclose(values[0].to_numpy(), values[1].to_numpy(), rtol=0, atol=1e-6)
