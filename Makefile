@@ -7,7 +7,7 @@ RECBOLE := .venv-recbole
 AIRFLOW := .venv-airflow
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle oracle-spark bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods bench-scale crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers bench-capacity bench-ddp test-airflow clean
+.PHONY: help demo test check gate-faults bench-gate oracle oracle-spark bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods bench-scale same-on-spark test-cluster crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers bench-capacity bench-ddp test-airflow clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,6 +77,12 @@ bench-train: $(READY)  ## training and inference of the upstream beside bare loo
 
 bench-scale: $(READY).spark  ## joins on DuckDB and on Spark, ours and Feast's, 200k and 2M labels (an hour; needs Java 17)
 	@$(BIN)/python -m benchmarks.scale
+
+same-on-spark: $(READY).spark  ## the demo's training sets made by Spark, compared with DuckDB's bit for bit (a minute; after make demo)
+	@$(BIN)/python -m benchmarks.spark_demo
+
+test-cluster: $(READY).spark  ## a standalone Spark cluster of two workers, one killed midway, and Redis (minutes; needs both)
+	@$(BIN)/python -m pytest -s tests/integration/spark_cluster.py
 
 bench-world: $(READY)  ## time and memory of headwater simulate at 1M and 20M impressions (minutes, 1 GB of disk)
 	@$(BIN)/python -m benchmarks.world

@@ -172,6 +172,15 @@ def in_own_process(engine: str, number: int, scale: float, folder: Path, timeout
     return {"error": f"failed: {(told or [f'exit code {done.returncode}'])[-1].strip()[:160]}"}
 
 
+def merge(out: Path, record: dict[str, Any]) -> None:
+    """Put a record into a file of records, in the place of an earlier one of the same engine and size."""
+    records = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
+    name = (record["engine"], record["size"])
+    others = [other for other in records if (other["engine"], other["size"]) != name]
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps([*others, record], indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measure, print a table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,14 +189,14 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=list(ENGINES), choices=ENGINES, help="all by default")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds per engine and size")
     parser.add_argument("--data", type=Path, help="folder for the files; kept if given")
-    parser.add_argument("--out", type=Path, help="where the results go; by default only a whole run is kept")
+    parser.add_argument("--out", type=Path, help="where the results go; by default only those at scale 1 are kept")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.run is not None:
         print(json.dumps(measure(chosen.run, SIZES[chosen.size].scaled(chosen.scale), chosen.data)), flush=True)
         return
-    rows: list[dict[str, Any]] = []
+    out = chosen.out or (RESULTS.parent / "scale.json" if chosen.scale == 1 else None)
     print("| size | engine | seconds | rows/s | peak RSS, GB |\n|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as scratch:
         folder = (chosen.data or Path(scratch)).resolve()
@@ -197,16 +206,14 @@ def main() -> None:
             for engine in chosen.engines:
                 found = in_own_process(engine, number, chosen.scale, folder, chosen.timeout)
                 labels = {"labels": size.labels, "users": size.users, "items": size.items}
-                rows.append({"engine": engine, "size": size.name, **labels, **found})
+                if out is not None:
+                    merge(out, {"engine": engine, "size": size.name, **labels, **found})
                 cells = "- | - | -" if "error" in found else "{seconds:.1f} | {rows_per_s:,.0f} | {peak_rss_gb:.2f}"
                 print(
                     f"| {size.name} | {engine} | {cells.format(**found)} | {found.get('error', '')}".rstrip(),
                     flush=True,
                 )
-    out = chosen.out or (RESULTS.parent / "scale.json" if chosen.scale == 1 and chosen.only is None else None)
     if out is not None:
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         print(f"written to {out}", file=sys.stderr)
 
 

@@ -120,7 +120,8 @@ class SparkPitRetrievalJob(SparkRetrievalJob):
                 return
             shard = F.call_function("div", F.col(ROW), F.lit(rows)).cast("int")
             numbered = joined.withColumn(_SHARD, shard).filter(F.col(_SHARD).isin(missing))
-            write = partial(_write_shard, folder=folder, form=form, schema=schema)
+            # A worker has a working directory of its own.
+            write = partial(_write_shard, folder=folder.resolve(), form=form, schema=schema)
             # A shard's number is its partition's: each worker writes whole files, in the order of the labels.
             shards = numbered.repartitionById(count, _SHARD).sortWithinPartitions(ROW)
             written = shards.mapInArrow(write, "rows bigint").agg(F.sum("rows")).first()
