@@ -98,7 +98,8 @@ def _infer(
     from models.upstream.derm import DERM
     from models.upstream.inputs import ItemBatch, UserBatch
 
-    kind, loaded = (UserBatch if entity == "user" else ItemBatch), None
+    kind: Any = UserBatch if entity == "user" else ItemBatch
+    loaded: DERM | None = None
     for numbers in ranges:
         for number in numbers.column(0).to_pylist():
             loaded = loaded or DERM.load(model)
@@ -114,7 +115,7 @@ def _vectors(model: DERM, entity: Entity, batch: Any) -> tuple[np.ndarray, np.nd
 
     with torch.inference_mode():
         vector, norm = model.user_vectors(batch) if entity == "user" else model.item_vectors(batch)
-    return vector.numpy(), norm.numpy()
+        return vector.numpy(), norm.numpy()
 
 
 def _file(folder: str, number: int) -> str:

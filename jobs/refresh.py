@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from jobs.workspace import Progress, Workspace, silent
 if TYPE_CHECKING:
     from jobs.features.tables import Tables
     from models.upstream.derm import DERM
+    from models.upstream.inputs import ItemBatch, UserBatch
 
 SMOOTHED_WITH = "smoothed_with"  # in a snapshot's file: the snapshot whose vectors it was mixed with
 EMBEDDING_FIELDS = {"embedding": "list<float>", "available_us": "int64"}
@@ -125,7 +127,9 @@ class Upstream:
 
         table, count = self._table(entity, as_of), len(places)
         cuts = (places[start : start + INFERENCE_ROWS] for start in range(0, count, INFERENCE_ROWS))
-        batches = (user_batch(self.tables, table, cut) if entity == "user" else item_batch(table, cut) for cut in cuts)
+        batches: Iterator[UserBatch | ItemBatch] = (
+            user_batch(self.tables, table, cut) if entity == "user" else item_batch(table, cut) for cut in cuts
+        )
         # What the gate asks for again, a sample, is computed here wherever the vectors come from.
         if self._spark is not None and count == len(table.code) > 0:
             return self._spark.vectors(entity, batches, count)

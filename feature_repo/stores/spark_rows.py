@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ROW, TIME, PLACE, SEEN = "_hw_row", "_hw_time", "_hw_place", "_hw_seen"
 # A file may hold 2^40 rows; its number stands above them.
 _FILE_BITS = 40
+_SCHEMES = ("file:/", "file://", "file:///")
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,11 @@ def with_numbers(frame: DataFrame, starts: Mapping[str, int], name: str) -> Data
     starts
         By file, as ``frame.inputFiles()`` names them.
     """
-    files = pa.array([re.sub("^file:/+", "/", file) for file in starts], pa.string())
-    table = pa.table({"_hw_file": files, "_hw_start": pa.array(starts.values(), pa.int64())})
-    known = frame.sparkSession.createDataFrame(table)
-    # How many slashes follow the scheme depends on where one asks.
-    file = F.regexp_replace(F.col("_metadata.file_path"), "^file:/+", "/")
-    tagged = frame.withColumns({"_hw_file": file, "_hw_at": F.col("_metadata.row_index")})
+    # How many slashes follow the scheme depends on where one asks; asking for both costs less than a change per row.
+    forms = {re.sub("^file:/+", scheme, file): start for file, start in starts.items() for scheme in _SCHEMES}
+    files, numbers = pa.array(forms.keys(), pa.string()), pa.array(forms.values(), pa.int64())
+    known = frame.sparkSession.createDataFrame(pa.table({"_hw_file": files, "_hw_start": numbers}))
+    tagged = frame.withColumns({"_hw_file": F.col("_metadata.file_path"), "_hw_at": F.col("_metadata.row_index")})
     lost = F.raise_error(F.lit("A file was read that was not there when the join was planned.")).cast("bigint")
     return (
         tagged.join(F.broadcast(known), "_hw_file", "left")
