@@ -50,6 +50,13 @@ class Clocks:
             equal = pc.equal(batch.column("available_us"), batch.column("event_timestamp").cast(pa.int64()))
             self._wrong_copy += len(batch) - int(pc.sum(equal).as_py() or 0)
 
+    def merge(self, other: Clocks) -> None:
+        """Add the counts of other rows of the same snapshot."""
+        for name in ("_wrong_event", "_wrong_copy", "_early", "_late", "_nulls"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._event.merge(other._event)
+        self._created.merge(other._created)
+
     def totals(self) -> Summary:
         """Return the counts, and the first and last moment of both clocks for a person."""
         return {
@@ -70,9 +77,15 @@ class _MomentRange:
 
     def add(self, values_N: npt.NDArray[np.int64]) -> None:
         if len(values_N):
-            low, high = int(values_N.min()), int(values_N.max())
-            self._low = low if self._low is None else min(self._low, low)
-            self._high = high if self._high is None else max(self._high, high)
+            self._widen(int(values_N.min()), int(values_N.max()))
+
+    def merge(self, other: _MomentRange) -> None:
+        if other._low is not None and other._high is not None:
+            self._widen(other._low, other._high)
+
+    def _widen(self, low: int, high: int) -> None:
+        self._low = low if self._low is None else min(self._low, low)
+        self._high = high if self._high is None else max(self._high, high)
 
     def totals(self, name: str) -> Summary:
         return {f"min_{name}": iso(self._low), f"max_{name}": iso(self._high)}

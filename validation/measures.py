@@ -131,6 +131,18 @@ class RunningMoments:
         self._sum_D += shifted.sum(axis=0, dtype=np.float64)
         self._gram_DD += shifted.T @ shifted
 
+    def merge(self, other: RunningMoments) -> None:
+        """Add the vectors of another stream."""
+        if other._shift_D is None:
+            return
+        if self._shift_D is None:
+            self._shift_D = other._shift_D
+        step_D = other._shift_D.astype(np.float64) - self._shift_D
+        crossed_DD = np.outer(step_D, other._sum_D)
+        self.count += other.count
+        self._sum_D += other._sum_D + other.count * step_D
+        self._gram_DD += other._gram_DD + crossed_DD + crossed_DD.T + other.count * np.outer(step_D, step_D)
+
     def mean_D(self) -> npt.NDArray[np.float64]:
         """Return the mean vector; NaN before the first vector."""
         if self._shift_D is None:

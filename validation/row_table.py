@@ -1,10 +1,12 @@
 """The per-row table of an embedding snapshot: one narrow row per entity, and the totals over all of them.
 
-Shapes: N rows of a batch, D embedding dim.
+A snapshot is measured part by part, here or on other machines; parts are put together in the order of their rows.
+Shapes: N rows of a part, D embedding dim.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,92 +14,52 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from validation.measures import RunningMoments, hash_rows, measure_vectors, null_mask
+from validation.clocks import Clocks
+from validation.measures import RunningMoments, VectorMeasures, hash_rows, measure_vectors
 from validation.tables import Summary
 
 OFFENDERS_PER_KIND = 10_000
 SAMPLE_ROWS = 100_000
+SCHEMA = (
+    ("length", pa.int32()),
+    ("norm", pa.float32()),
+    ("raw_norm", pa.float32()),
+    ("nonfinite", pa.int32()),
+    ("max_abs", pa.float32()),
+    ("is_null", pa.int8()),
+)
 
 
-class RowTable:
-    """Writes the per-row table batch by batch and keeps the totals."""
+class Totals:
+    """Counts, norms, moments and hashes over all rows of a part, or of several that were merged."""
 
-    SCHEMA = (
-        ("length", pa.int32()),
-        ("norm", pa.float32()),
-        ("raw_norm", pa.float32()),
-        ("nonfinite", pa.int32()),
-        ("max_abs", pa.float32()),
-        ("is_null", pa.int8()),
-    )
-
-    def __init__(self, path: Path, rows: int, row_limit: int, dim: int) -> None:
-        self.path = path
-        path.unlink(missing_ok=True)
+    def __init__(self, dim: int) -> None:
         self.moments = RunningMoments(dim)
         self._dim = dim
-        self._whole = rows <= row_limit
-        self._every = max(1, rows // SAMPLE_ROWS)
-        self._seen = 0
-        self._written_offenders: dict[str, int] = {}
-        self._writer: pq.ParquetWriter | None = None
         self._hashes: list[npt.NDArray[np.uint64]] = []
         self._counts = dict.fromkeys(("null_vectors", "bad_lengths", "nonfinite_vectors", "zero_vectors"), 0)
-        self._norm = _Range()
-        self._raw_norm = _Range()
+        self._norm, self._raw_norm = _Range(), _Range()
 
-    def __enter__(self) -> RowTable:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def add(self, batch: pa.RecordBatch, id_name: str, duplicate_N: npt.NDArray[np.bool_]) -> None:
-        """Measure one batch and write its rows."""
-        measured = measure_vectors(batch.column("embedding"), self._dim)
-        raw_norm_N = batch.column("norm").to_numpy(zero_copy_only=False).astype(np.float32)
-        offences = {
-            "null_vectors": measured.is_null_N,
-            "bad_lengths": (measured.length_N != self._dim) & ~measured.is_null_N,
-            "nonfinite_vectors": measured.nonfinite_N > 0,
-            "zero_vectors": measured.max_abs_N == 0,
-        }
-        for name, mask_N in offences.items():
+    def add(self, measured: VectorMeasures, rows: pa.Table) -> None:
+        """Add the measures of one batch and its narrow rows."""
+        for name, mask_N in _bad_vectors(rows, self._dim).items():
             self._counts[name] += int(mask_N.sum())
         self._norm.add(measured.norm_N)
-        self._raw_norm.add(raw_norm_N)
+        self._raw_norm.add(rows["raw_norm"].to_numpy())
         self.moments.add(measured.usable_UD)
         self._hashes.append(hash_rows(measured.usable_UD))
-        ids = batch.column(id_name)
-        values = (measured.length_N, measured.norm_N, raw_norm_N, measured.nonfinite_N, measured.max_abs_N)
-        arrays = [*values, measured.is_null_N.astype(np.int8)]
-        table = pa.table(
-            [ids, *(pa.array(array, kind) for array, (_, kind) in zip(arrays, self.SCHEMA, strict=True))],
-            names=["id", *(name for name, _ in self.SCHEMA)],
-        )
-        if not self._whole:
-            odd_norm = ~(np.abs(measured.norm_N - 1.0) <= 1e-3)
-            odd_raw = ~(np.isfinite(raw_norm_N) & (raw_norm_N > 0))
-            offences |= {"norms": odd_norm, "raw_norms": odd_raw}
-            offences |= {"null_ids": null_mask(ids), "duplicate_ids": duplicate_N}
-            table = table.filter(pa.array(self._kept(len(batch), offences)))
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self.path, table.schema, compression="lz4")
-        self._writer.write_table(table)
-        self._seen += len(batch)
 
-    def _kept(self, rows: int, offences: dict[str, npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
-        keep_N = (np.arange(self._seen, self._seen + rows) % self._every) == 0
-        for name, mask_N in offences.items():
-            left = OFFENDERS_PER_KIND - self._written_offenders.get(name, 0)
-            chosen = np.flatnonzero(mask_N)[: max(0, left)]
-            keep_N[chosen] = True
-            self._written_offenders[name] = self._written_offenders.get(name, 0) + len(chosen)
-        return keep_N
+    def merge(self, other: Totals) -> None:
+        """Add the totals of other rows."""
+        for name, count in other._counts.items():
+            self._counts[name] += count
+        self._norm.merge(other._norm)
+        self._raw_norm.merge(other._raw_norm)
+        self.moments.merge(other.moments)
+        self._hashes += other._hashes
 
-    def totals(self) -> Summary:
-        """Return the counts and norms of the whole snapshot."""
+    def summary(self) -> Summary:
+        """Return the counts and norms."""
         hashes = np.concatenate(self._hashes) if self._hashes else np.zeros(0, np.uint64)
         hashes.sort()  # np.unique takes ten times as long
         repeated = int((hashes[1:] == hashes[:-1]).sum())
@@ -108,6 +70,126 @@ class RowTable:
             "duplicate_vectors": repeated,
             "duplicate_vector_share": repeated / len(hashes) if len(hashes) else np.nan,
         }
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a snapshot, measured.
+
+    Attributes
+    ----------
+    rows
+        Narrow rows: ``id`` and the columns of `SCHEMA`; all of the part's, or those that may be kept.
+    number_N
+        int64: which rows of the snapshot `rows` are, ascending.
+    measured
+        How many rows the part has.
+    totals, clocks
+        Over every row of the part.
+    """
+
+    rows: pa.Table
+    number_N: npt.NDArray[np.int64]
+    measured: int
+    totals: Totals
+    clocks: Clocks
+
+
+class Keeper:
+    """Which narrow rows are kept: all, or above a limit the first offenders of every kind and an even sample.
+
+    Parameters
+    ----------
+    rows, row_limit
+        Of the whole snapshot.
+    duplicate_N
+        int64: rows of the snapshot whose id occurs more than once, ascending.
+    """
+
+    def __init__(self, rows: int, row_limit: int, dim: int, duplicate_N: npt.NDArray[np.int64]) -> None:
+        self._whole, self._every = rows <= row_limit, max(1, rows // SAMPLE_ROWS)
+        self._dim, self._duplicate_N = dim, duplicate_N
+        self._kept: dict[str, int] = {}
+
+    def of(self, rows: pa.Table, number_N: npt.NDArray[np.int64]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+        """Return what is kept of narrow rows, which have to come in order, and their numbers."""
+        if self._whole:
+            return rows, number_N
+        norm_N, raw_norm_N = rows["norm"].to_numpy(), rows["raw_norm"].to_numpy()
+        offences = _bad_vectors(rows, self._dim) | {
+            "norms": ~(np.abs(norm_N - 1.0) <= 1e-3),
+            "raw_norms": ~(np.isfinite(raw_norm_N) & (raw_norm_N > 0)),
+            "null_ids": rows["id"].is_null().to_numpy(),
+            "duplicate_ids": np.isin(number_N, self._duplicate_N),
+        }
+        keep_N = number_N % self._every == 0
+        for name, mask_N in offences.items():
+            before = self._kept.get(name, 0)
+            chosen = np.flatnonzero(mask_N)[: max(0, OFFENDERS_PER_KIND - before)]
+            keep_N[chosen] = True
+            self._kept[name] = before + len(chosen)
+        return rows.filter(pa.array(keep_N)), number_N[keep_N]
+
+
+class RowTable:
+    """Writes the narrow rows of a snapshot's parts as they come, and keeps the totals."""
+
+    def __init__(self, path: Path, keeper: Keeper, dim: int) -> None:
+        self.path, self.totals = path, Totals(dim)
+        path.unlink(missing_ok=True)
+        self._keeper = keeper
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> RowTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, part: Part) -> None:
+        """Write the rows of the next part that are kept."""
+        self.totals.merge(part.totals)
+        rows, _ = self._keeper.of(part.rows, part.number_N)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self.path, rows.schema, compression="lz4")
+        self._writer.write_table(rows)
+
+
+def measured(batch: pa.RecordBatch, id_name: str, first: int, dim: int, clocks: Clocks) -> Part:
+    """Return a batch as a part.
+
+    Parameters
+    ----------
+    batch
+        Columns of the snapshot.
+    first
+        Number of its first row in the snapshot.
+    clocks
+        Fresh ones, which count the batch's.
+    """
+    found = measure_vectors(batch.column("embedding"), dim)
+    raw_norm_N = batch.column("norm").to_numpy(zero_copy_only=False).astype(np.float32)
+    values = (found.length_N, found.norm_N, raw_norm_N, found.nonfinite_N, found.max_abs_N)
+    arrays = [*values, found.is_null_N.astype(np.int8)]
+    rows = pa.table(
+        [batch.column(id_name), *(pa.array(array, kind) for array, (_, kind) in zip(arrays, SCHEMA, strict=True))],
+        names=["id", *(name for name, _ in SCHEMA)],
+    )
+    totals = Totals(dim)
+    totals.add(found, rows)
+    clocks.add(batch)
+    return Part(rows, np.arange(first, first + len(batch)), len(batch), totals, clocks)
+
+
+def _bad_vectors(rows: pa.Table, dim: int) -> dict[str, npt.NDArray[np.bool_]]:
+    is_null_N = rows["is_null"].to_numpy() == 1
+    return {
+        "null_vectors": is_null_N,
+        "bad_lengths": (rows["length"].to_numpy() != dim) & ~is_null_N,
+        "nonfinite_vectors": rows["nonfinite"].to_numpy() > 0,
+        "zero_vectors": rows["max_abs"].to_numpy() == 0,
+    }
 
 
 class _Range:
@@ -123,6 +205,10 @@ class _Range:
             self._max = max(self._max, float(finite.max()))
             self._sum += float(finite.sum(dtype=np.float64))
             self._count += len(finite)
+
+    def merge(self, other: _Range) -> None:
+        self._min, self._max = min(self._min, other._min), max(self._max, other._max)
+        self._sum, self._count = self._sum + other._sum, self._count + other._count
 
     def totals(self, name: str) -> Summary:
         if self._count == 0:

@@ -1,17 +1,22 @@
 """One streaming pass over an embedding snapshot, written as two narrow Parquet tables.
 
 Great Expectations then validates the narrow tables and never sees a vector. Memory is bounded by the
-ids of the snapshot plus one batch of vectors, whatever the number of rows.
+ids of the snapshot plus one batch of vectors, whatever the number of rows. The pass is a `Scan`: `scan_here` is the one
+of this process, and parts of a file can be measured elsewhere with `scan_groups`.
 
 Shapes: N rows of the snapshot, D embedding dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,11 +25,84 @@ from validation.clocks import Clocks
 from validation.comparison import compare_anchor, compare_snapshots, norm_ratio, seconds_after
 from validation.files import snapshot_schema
 from validation.measures import Spread, spread_of
-from validation.row_table import RowTable
+from validation.row_table import OFFENDERS_PER_KIND, Keeper, Part, RowTable, Totals, measured
 from validation.specs import SnapshotSpec
 from validation.tables import Summary, duplicates, iter_batches, read_column, write_summary
 
 ROW_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True)
+class ScanPlan:
+    """What measuring a part of a snapshot takes; small enough to be sent to other machines.
+
+    Attributes
+    ----------
+    rows, row_limit
+        Of the whole snapshot; above the limit not every narrow row is kept.
+    duplicate_N
+        int64: rows whose id occurs more than once, as many as can be kept.
+    """
+
+    path: Path
+    entity: str
+    id_type: Literal["int64", "string"]
+    dim: int
+    moments: tuple[datetime, datetime, datetime | None]
+    rows: int
+    row_limit: int
+    duplicate_N: npt.NDArray[np.int64]
+
+    @property
+    def id_name(self) -> str:
+        """The column of ids."""
+        return f"{self.entity}_id"
+
+    def clocks(self) -> Clocks:
+        """Return fresh counts of clocks."""
+        return Clocks(*self.moments)
+
+    def keeper(self) -> Keeper:
+        """Return a fresh choice of rows."""
+        return Keeper(self.rows, self.row_limit, self.dim, self.duplicate_N)
+
+
+Scan: TypeAlias = Callable[[ScanPlan], Iterable[Part]]
+"""Measures a snapshot and yields its parts in the order of its rows."""
+
+
+def scan_here(plan: ScanPlan) -> Iterator[Part]:
+    """Measure a snapshot batch by batch in this process."""
+    return scan_groups(plan, None, 0)
+
+
+def scan_groups(plan: ScanPlan, row_groups: list[int] | None, first: int) -> Iterator[Part]:
+    """Measure some row groups, which follow one another, of a snapshot.
+
+    Parameters
+    ----------
+    row_groups
+        Their numbers; None for all.
+    first
+        Number of their first row in the snapshot.
+    """
+    for batch in iter_batches(plan.path, list(snapshot_schema(plan.entity, plan.id_type)), row_groups):
+        yield measured(batch, plan.id_name, first, plan.dim, plan.clocks())
+        first += len(batch)
+
+
+def together(plan: ScanPlan, parts: Iterable[Part]) -> Part:
+    """Return parts that follow one another as one, without the rows that a table of the snapshot cannot keep."""
+    keeper, totals, clocks = plan.keeper(), Totals(plan.dim), plan.clocks()
+    tables, numbers, count = [], [], 0
+    for part in parts:
+        count += part.measured
+        totals.merge(part.totals)
+        clocks.merge(part.clocks)
+        rows, number_N = keeper.of(part.rows, part.number_N)
+        tables.append(rows)
+        numbers.append(number_N)
+    return Part(pa.concat_tables(tables), np.concatenate(numbers), count, totals, clocks)
 
 
 @dataclass(frozen=True)
@@ -45,6 +123,7 @@ def snapshot_statistics(
     previous: Path | None = None,
     anchor: Path | None = None,
     row_limit: int = ROW_LIMIT,
+    scan: Scan = scan_here,
 ) -> SnapshotStatistics:
     """Measure a snapshot whose schema has been checked already.
 
@@ -61,6 +140,8 @@ def snapshot_statistics(
     row_limit
         Above this many rows the per-row table holds only offending rows (10,000 of each kind at most)
         and an even sample, which bounds the memory of everything behind it.
+    scan
+        Where it is measured.
 
     Raises
     ------
@@ -71,17 +152,19 @@ def snapshot_statistics(
     id_name = f"{spec.entity}_id"
     ids = read_column(path, id_name)
     duplicate_N, distinct = duplicates(ids)
-    row_table = RowTable(workdir / f"{spec.snapshot_id}.rows.parquet", len(ids), row_limit, spec.dim)
-    clocks = Clocks(spec.as_of, spec.available_at, spec.checked_at)
+    kept_N = np.flatnonzero(duplicate_N)[:OFFENDERS_PER_KIND]
+    moments = (spec.as_of, spec.available_at, spec.checked_at)
+    plan = ScanPlan(path, spec.entity, spec.id_type, spec.dim, moments, len(ids), row_limit, kept_N)
+    clocks, measured_rows = plan.clocks(), 0
+    row_table = RowTable(workdir / f"{spec.snapshot_id}.rows.parquet", plan.keeper(), spec.dim)
     with row_table:
-        start = 0
-        for batch in iter_batches(path, list(snapshot_schema(spec.entity, spec.id_type))):
-            row_table.add(batch, id_name, duplicate_N[start : start + len(batch)])
-            clocks.add(batch)
-            start += len(batch)
-    if start != len(ids):
-        raise LakeError(f"{path} gave {start} rows but its footer says {len(ids)}; write the file again.")
-    spread = spread_of(row_table.moments)
+        for part in scan(plan):
+            row_table.add(part)
+            clocks.merge(part.clocks)
+            measured_rows += part.measured
+    if measured_rows != len(ids):
+        raise LakeError(f"{path} gave {measured_rows} rows but its footer says {len(ids)}; write the file again.")
+    spread = spread_of(row_table.totals.moments)
     summary: Summary = {
         "snapshot": spec.snapshot_id,
         "rows": len(ids),
@@ -90,7 +173,7 @@ def snapshot_statistics(
         "distinct_ids": distinct,
         "unknown_ids": 0 if spec.known_ids is None else _unknown(ids, spec.known_ids),
         **({} if spec.active_ids is None else _activity(ids, spec.active_ids)),
-        **row_table.totals(),
+        **row_table.totals.summary(),
         **clocks.totals(),
         "effective_rank": spread.effective_rank,
         "total_variance": spread.total_variance,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import RedisServer
+from tests.feature_repo.online.conftest import RedisServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from online_cases import OURS, STOCK, T0, load, redis_contents, rows, sqlite_contents, store_of, view_of, written
+from tests.feature_repo.online.online_cases import OURS, STOCK, T0, load, redis_contents, rows, sqlite_contents, store_of, view_of, written
 
 from feature_repo.stores.packed import EmbeddingReader
 

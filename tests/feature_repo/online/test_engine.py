@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import RedisServer
-from online_cases import (
+from tests.feature_repo.online.conftest import RedisServer
+from tests.feature_repo.online.online_cases import (
     CLOCK,
     OURS,
     STOCK,

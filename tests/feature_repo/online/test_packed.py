@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import RedisServer
-from online_cases import CLOCK, OURS, STOCK, T0, load, rows, store_of, view_of, written
+from tests.feature_repo.online.conftest import RedisServer
+from tests.feature_repo.online.online_cases import CLOCK, OURS, STOCK, T0, load, rows, store_of, view_of, written
 
 from feature_repo.contracts.errors import ConfigError, InputDataError, LakeError, NotReadyError, OnlineStoreError
 from feature_repo.stores.bank import ItemBank

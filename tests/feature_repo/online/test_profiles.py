@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from conftest import RedisServer
-from online_cases import OURS, T0, load, rows, store_of, view_of, written
+from tests.feature_repo.online.conftest import RedisServer
+from tests.feature_repo.online.online_cases import OURS, T0, load, rows, store_of, view_of, written
 
 import jobs.store
 from feature_repo.contracts.errors import ConfigError

@@ -9,6 +9,7 @@ A null key or time matches nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from feast import FeatureView
 from hypothesis import strategies as st
 
 from feature_repo.stores import twin
+from feature_repo.stores.reading import LAG_TAG
 
 MICROSECOND = timedelta(microseconds=1)
 DAY = 86_400_000_000
@@ -207,3 +210,39 @@ def label_table(case: Case) -> pa.Table:
     return pa.table({"row": pa.array(range(len(case.labels)), pa.int64()), **columns}).append_column(
         "event_timestamp", clock([time for _, time in case.labels])
     )
+
+
+def views_of(case: Case, folder: Path, make: Callable[..., FeatureView]) -> list[FeatureView]:
+    """Write a case's views below a folder, whose names have a space in them, and return them as Feast's.
+
+    `make` gets path, name and settings of a view.
+    """
+    found = []
+    for number, view in enumerate(case.views):
+        write(view, case.keys, folder / f"view {number}")
+        found.append(
+            make(
+                folder / f"view {number}",
+                f"view_{number}",
+                keys=case.keys,
+                ttl=view.ttl * MICROSECOND,
+                created="created" if view.has_created else "",
+                tags={LAG_TAG: str(view.lag // 1_000_000)},
+            )
+        )
+    return found
+
+
+def labels_of(case: Case, folder: Path) -> Any:
+    """Return a case's labels as a frame, or the path of a file in the folder, as the case says."""
+    table = label_table(case)
+    if not case.from_file:
+        return table.to_pandas()
+    pq.write_table(table, folder / "labels.parquet")
+    return str(folder / "labels.parquet")
+
+
+def answers(result: pa.Table, view: FeatureView) -> list[tuple[Any, ...]]:
+    """Return what a result holds of one view, in the form of :func:`expected`."""
+    parts = ("number", "text", "vector")
+    return list(zip(*(result[f"{view.name}__{part}"].to_pylist() for part in parts), strict=True))

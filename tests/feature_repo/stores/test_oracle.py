@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
-from pit_cases import MICROSECOND, Case, cases, expected, label_table, write
+from tests.feature_repo.stores.pit_cases import Case, answers, cases, expected, labels_of, views_of
 
 from feature_repo.stores import pit
 from feature_repo.stores.pit import PitOfflineStoreConfig
-from feature_repo.stores.reading import LAG_TAG
 
 CASES = int(os.environ.get("ORACLE_CASES", "100"))
 
@@ -32,31 +30,12 @@ def test_every_label_sees_exactly_what_the_rules_give_it(
 ) -> None:
     monkeypatch.setattr(pit, "_BYTES_PER_KEY", 4e9 / 16 / case.piece_rows)
     with tempfile.TemporaryDirectory() as scratch:
-        views = []
-        for number, view in enumerate(case.views):
-            write(view, case.keys, Path(scratch) / f"view_{number}")
-            views.append(
-                feast_view(
-                    Path(scratch) / f"view_{number}",
-                    f"view_{number}",
-                    keys=case.keys,
-                    ttl=view.ttl * MICROSECOND,
-                    created="created" if view.has_created else "",
-                    tags={LAG_TAG: str(view.lag // 1_000_000)},
-                )
-            )
-        table = label_table(case)
-        labels: Any = table.to_pandas()
-        if case.from_file:
-            labels = f"{scratch}/labels.parquet"
-            pq.write_table(table, labels)
+        views = views_of(case, Path(scratch), feast_view)
+        labels = labels_of(case, Path(scratch))
         for view, name in zip(case.views, views, strict=True):
             offline = PitOfflineStoreConfig(strict=case.strict, threads=case.threads, twins=view.twins)
             result = historical(offline, [name], labels)
-            got = zip(
-                *(result[f"{name.name}__{part}"].to_pylist() for part in ("number", "text", "vector")), strict=True
-            )
-            assert list(got) == expected(case, view)
+            assert answers(result, name) == expected(case, view)
             assert result["row"].to_pylist() == list(range(len(case.labels)))
         together = historical(PitOfflineStoreConfig(strict=case.strict, threads=case.threads), views, labels)
         for view, name in zip(case.views, views, strict=True):

@@ -16,7 +16,7 @@ import pytest
 from feast.infra.offline_stores.dask import DaskOfflineStoreConfig
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig
 from hypothesis import HealthCheck, given, settings
-from pit_cases import MICROSECOND, Case, ViewCase, cases, expected, label_table, write
+from tests.feature_repo.stores.pit_cases import MICROSECOND, Case, ViewCase, cases, expected, label_table, write
 
 from feature_repo.contracts.errors import InputDataError
 from feature_repo.stores.pit import PitOfflineStoreConfig
