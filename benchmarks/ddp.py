@@ -25,8 +25,7 @@ from typing import Any
 
 from benchmarks.capacity import WEEKS, _size
 from benchmarks.online import peak_gb
-
-RESULTS = Path(__file__).parent / "results" / "scale.json"
+from benchmarks.scale import RESULTS, merge
 
 
 def main() -> None:
@@ -110,14 +109,6 @@ def train(folder: Path, steps: int, out: Path) -> None:
             "peak_rss_gb": peak_gb(),
         }
         (out / f"rank-{ranks.rank()}.json").write_text(json.dumps(told))
-
-
-def merge(records: list[dict[str, Any]], file: Path) -> None:
-    """Put records into the list of a file, in place of those of the same engine and size."""
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    new = {(record["engine"], record["size"]) for record in records}
-    kept = [record for record in known if (record["engine"], record["size"]) not in new]
-    file.write_text(json.dumps([*kept, *records], indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -69,20 +70,20 @@ def measure(engine: str, size: Size, folder: Path) -> dict[str, Any]:
     return {"seconds": min(seconds), "cpu_seconds": min(cpu), "rows": rows, "peak_rss_gb": peak}
 
 
-def in_own_process(engine: str, index: int, scale: float, folder: Path, timeout: float) -> dict[str, Any]:
-    """Run one engine in a process of its own; a failure is a result too."""
+def in_own_process(module: str, engine: str, index: int, scale: float, folder: Path, timeout: float) -> dict[str, Any]:
+    """Run one engine of a benchmark in a process of its own; a failure is a result too."""
     arguments = ["--run", engine, "--size", str(index), "--scale", str(scale), "--data", str(folder)]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.pit", *arguments], capture_output=True, text=True, timeout=timeout
+            [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=timeout
         )
     except subprocess.TimeoutExpired:
         return {"error": f"stopped after {timeout:.0f} s"}
     for line in done.stdout.splitlines():
         if line.startswith("{"):
             return dict(json.loads(line))
-    told = [line for line in done.stderr.splitlines() if "memory" in line.lower() or "Error" in line]
-    return {"error": f"failed: {(told or [f'exit code {done.returncode}'])[0].strip()[:120]}"}
+    told = [line for line in done.stderr.splitlines() if re.search("memory|Error|Exception", line, re.I)]
+    return {"error": f"failed: {(told or [f'exit code {done.returncode}'])[0].strip()[:160]}"}
 
 
 def records(size: Size, found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -161,7 +162,7 @@ def main() -> None:
                 if engine in found or (chosen.engines and engine not in chosen.engines):
                     continue
                 index = next(i for i, known in enumerate(SIZES) if known.name == size.name)
-                found[engine] = in_own_process(engine, index, chosen.scale, folder, chosen.timeout)
+                found[engine] = in_own_process("benchmarks.pit", engine, index, chosen.scale, folder, chosen.timeout)
                 print(f"  {engine}: {found[engine]}", file=sys.stderr, flush=True)
                 kept.write_text(json.dumps(measured), encoding="utf-8")
         rows = [row for size in SIZES if size.name in measured for row in records(size, measured[size.name])]

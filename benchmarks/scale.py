@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,9 +26,10 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
-from benchmarks.pit import RESULTS
+from benchmarks.pit import in_own_process
 from benchmarks.pit_data import TTL, Size, key_of, labels_file, prepare
 
+RESULTS = Path(__file__).parent / "results" / "scale.json"
 SIZES = [
     Size("200k labels x 30 snapshots, 2 views", 200_000, 100_000, 20_000, 30, 2),
     Size("2M labels x 30 snapshots, 2 views", 2_000_000, 100_000, 20_000, 30, 2),
@@ -156,29 +156,12 @@ class Peak:
             self.bytes = max(self.bytes, total)
 
 
-def in_own_process(engine: str, number: int, scale: float, folder: Path, timeout: float) -> dict[str, Any]:
-    """Run one engine in a process of its own; a failure is a result too."""
-    arguments = ["--run", engine, "--size", str(number), "--scale", str(scale), "--data", str(folder)]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.scale", *arguments], capture_output=True, text=True, timeout=timeout
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"stopped after {timeout:.0f} s"}
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            return dict(json.loads(line))
-    told = [line for line in done.stderr.splitlines() if "Error" in line or "Exception" in line]
-    return {"error": f"failed: {(told or [f'exit code {done.returncode}'])[-1].strip()[:160]}"}
-
-
-def merge(out: Path, record: dict[str, Any]) -> None:
-    """Put a record into a file of records, in the place of an earlier one of the same engine and size."""
-    records = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
-    name = (record["engine"], record["size"])
-    others = [other for other in records if (other["engine"], other["size"]) != name]
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps([*others, record], indent=2) + "\n", encoding="utf-8")
+def merge(records: list[dict[str, Any]], file: Path) -> None:
+    """Put records into the list of a file, in place of those of the same engine and size."""
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    new = {(record["engine"], record["size"]) for record in records}
+    kept = [record for record in known if (record["engine"], record["size"]) not in new]
+    file.write_text(json.dumps([*kept, *records], indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -196,7 +179,7 @@ def main() -> None:
     if chosen.run is not None:
         print(json.dumps(measure(chosen.run, SIZES[chosen.size].scaled(chosen.scale), chosen.data)), flush=True)
         return
-    out = chosen.out or (RESULTS.parent / "scale.json" if chosen.scale == 1 else None)
+    out = chosen.out or (RESULTS if chosen.scale == 1 else None)
     print("| size | engine | seconds | rows/s | peak RSS, GB |\n|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as scratch:
         folder = (chosen.data or Path(scratch)).resolve()
@@ -204,10 +187,10 @@ def main() -> None:
             size = SIZES[number].scaled(chosen.scale)
             prepare(size, folder)
             for engine in chosen.engines:
-                found = in_own_process(engine, number, chosen.scale, folder, chosen.timeout)
+                found = in_own_process("benchmarks.scale", engine, number, chosen.scale, folder, chosen.timeout)
                 labels = {"labels": size.labels, "users": size.users, "items": size.items}
                 if out is not None:
-                    merge(out, {"engine": engine, "size": size.name, **labels, **found})
+                    merge([{"engine": engine, "size": size.name, **labels, **found}], out)
                 cells = "- | - | -" if "error" in found else "{seconds:.1f} | {rows_per_s:,.0f} | {peak_rss_gb:.2f}"
                 print(
                     f"| {size.name} | {engine} | {cells.format(**found)} | {found.get('error', '')}".rstrip(),

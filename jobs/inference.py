@@ -68,10 +68,8 @@ class SparkInference:
         """
         from safetensors.torch import save_file
 
-        from feature_repo.stores.spark_session import session_of
-        from jobs.store import open_store
+        from jobs.store import spark_session
 
-        session = session_of(open_store(self._home).config.offline_store)
         with TemporaryDirectory(prefix=".inference-", dir=self._home.root.resolve()) as scratch:
             starts = [0]
             for number, batch in enumerate(batches):
@@ -79,7 +77,7 @@ class SparkInference:
                 starts.append(starts[-1] + len(batch.cats))
             infer = partial(_infer, folder=scratch, model=self._model, entity=entity, starts=starts)
             # One task per batch: a task that is lost with its worker costs one batch.
-            numbers = session.range(0, len(starts) - 1, 1, max(1, len(starts) - 1))
+            numbers = spark_session(self._home).range(0, len(starts) - 1, 1, max(1, len(starts) - 1))
             table = numbers.mapInArrow(infer, _RESULT).toArrow()
         place = table["place"].to_numpy()
         if not np.array_equal(np.sort(place), np.arange(count)):

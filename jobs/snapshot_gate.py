@@ -43,6 +43,7 @@ def judge(ws: Workspace, upstream: Upstream, version: str, entity: Entity, path:
     Verdict
         Never raises for a bad file.
     """
+    from jobs.measuring import scan_of
     from validation.gate import default_gate
     from validation.specs import SnapshotSpec
 
@@ -71,6 +72,7 @@ def judge(ws: Workspace, upstream: Upstream, version: str, entity: Entity, path:
             anchor=_file(ws, earlier[-ANCHOR_BACK:][0]) if len(earlier) > 1 else None,
             history=[snapshot.verdict for snapshot in earlier],
             evidence=_evidence(ws, upstream, version, entity, path, previous, as_of),
+            scan=scan_of(ws.home, path),
         )
 
 

@@ -19,8 +19,9 @@ from feature_repo.profile import REPOSITORY, reads_with_spark, settings_file
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+    from pyspark.sql import SparkSession
 
-__all__ = ["REPOSITORY", "open_store"]
+__all__ = ["REPOSITORY", "open_store", "spark_session"]
 
 
 def open_store(home: Home) -> FeatureStore:
@@ -56,6 +57,13 @@ def open_store(home: Home) -> FeatureStore:
     if "path" in values["online_store"]:
         values["online_store"]["path"] = str(home.feast / "online.db")
     return FeatureStore(config=RepoConfig(**values, repo_path=REPOSITORY))
+
+
+def spark_session(home: Home) -> SparkSession:
+    """Return the session of the chosen profile, which has to be on Spark."""
+    from feature_repo.stores.spark_session import session_of
+
+    return session_of(open_store(home).config.offline_store)
 
 
 def _require_spark() -> None:

@@ -22,7 +22,7 @@ from validation.features import feature_rules, feature_schema, feature_statistic
 from validation.files import check_file, check_row_groups, snapshot_schema
 from validation.rules import Rule, Table, snapshot_rules
 from validation.specs import Bounds, EventsSpec, FeatureSpec, SnapshotSpec, TrainingSetSpec
-from validation.statistics import snapshot_statistics
+from validation.statistics import Scan, scan_here, snapshot_statistics
 from validation.suites import SuiteRunner
 from validation.training_sets import training_set_rules, training_set_schema, training_set_statistics
 
@@ -62,11 +62,18 @@ class Gate:
         anchor: Path | None = None,
         history: Sequence[Verdict] = (),
         evidence: Callable[[], Evidence] | None = None,
+        scan: Scan = scan_here,
     ) -> Verdict:
-        """Return the verdict on one embedding snapshot; see :func:`check_snapshot`."""
+        """Return the verdict on one embedding snapshot; see :func:`check_snapshot`.
+
+        Parameters
+        ----------
+        scan
+            Where the snapshot's rows are measured.
+        """
 
         def measure() -> Measured:
-            found = snapshot_statistics(path, spec, workdir=workdir, previous=previous, anchor=anchor)
+            found = snapshot_statistics(path, spec, workdir=workdir, previous=previous, anchor=anchor, scan=scan)
             rules = snapshot_rules(spec, self.bounds, int(found.summary["rows"]))
             rules += drift_rules(self.bounds, found.summary, history)
             rules += anchor_rules(self.bounds, found.summary)

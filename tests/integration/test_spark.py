@@ -14,7 +14,10 @@ from typer.testing import CliRunner
 
 from jobs import refresh
 from jobs.cli import app
+from jobs.measuring import scan_of
 from jobs.workspace import Workspace
+from validation.specs import SnapshotSpec
+from validation.statistics import scan_here, snapshot_statistics
 
 pytest.importorskip("pyspark", reason="needs the extra `spark`: pip install -e '.[spark]', and Java 17")
 pytestmark = [pytest.mark.spark, pytest.mark.filterwarnings("ignore")]
@@ -75,3 +78,31 @@ def test_a_refresh_on_spark_publishes_the_vectors_of_one_process(
             if name == "embedding":
                 values = [column.flatten() for column in values]
             np.testing.assert_allclose(values[0].to_numpy(), values[1].to_numpy(), rtol=0, atol=1e-6)
+
+
+def test_the_gate_measures_on_spark_what_it_measures_here(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADWATER_PROFILE", "spark")
+    root = tmp_path / "home"
+    shutil.copytree(home, root)
+    ws = Workspace.open(root)
+    snapshot = ws.ledger.snapshots("user_embedding_v1", accepted=True)[-1]
+    path = root / "many_groups.parquet"
+    pq.write_table(pq.read_table(root / snapshot.path), path, row_group_size=50)
+    dim = ws.ledger.space(snapshot.space_id).dim
+    spec = SnapshotSpec(
+        "many_groups", "user", "int64", dim=dim, as_of=snapshot.as_of, available_at=snapshot.available_at
+    )
+    one, other = (
+        snapshot_statistics(path, spec, workdir=tmp_path / name, scan=scan)
+        for name, scan in {"here": scan_here, "spark": scan_of(ws.home, path)}.items()
+    )
+    rows = pq.read_table(one.rows_path)
+    assert pq.read_metadata(path).num_row_groups > 2 and rows.num_rows > 100
+    assert pq.read_table(other.rows_path).equals(rows)
+    assert one.summary.keys() == other.summary.keys()
+    for name, value in one.summary.items():
+        expected = value if isinstance(value, str) else pytest.approx(value, rel=1e-5, abs=1e-9, nan_ok=True)
+        assert other.summary[name] == expected, name
+    assert scan_of(ws.home, tmp_path / "elsewhere.parquet") is scan_here

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feature_repo.contracts.errors import LakeError
 from validation import tables
 from validation.comparison import compare_snapshots
 from validation.drift import compare_vectors, unsmooth
 from validation.measures import RunningMoments, hash_rows, measure_vectors, spread_of
-from validation.statistics import snapshot_statistics
+from validation.row_table import Part
+from validation.statistics import ScanPlan, scan_groups, snapshot_statistics, together
 
 SINGLE = st.floats(width=32)
 LISTS = st.lists(st.one_of(st.none(), st.lists(st.one_of(st.none(), SINGLE), max_size=4)), min_size=1, max_size=12)
@@ -121,8 +124,8 @@ def test_statistics_do_not_depend_on_batch_size_or_row_groups(kit: Any, monkeypa
         assert parts[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4, abs=1e-6)), name
 
 
-def test_a_large_snapshot_keeps_every_kind_of_offender(kit: Any, gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("validation.row_table.SAMPLE_ROWS", 20)
+def offending(kit: Any) -> pa.Table:
+    """Return a snapshot with every kind of offender."""
     vectors = kit.vectors()
     table = kit.table(vectors)
     lists = table.column("embedding").to_pylist()
@@ -135,8 +138,12 @@ def test_a_large_snapshot_keeps_every_kind_of_offender(kit: Any, gate: Any, monk
     for name, values in (("embedding", lists), ("user_id", ids), ("norm", norms)):
         field = table.schema.field(name)
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, field.type))
+    return table
 
-    found = measure(kit, kit.write(table, "large"), row_limit=100)
+
+def test_a_large_snapshot_keeps_every_kind_of_offender(kit: Any, gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("validation.row_table.SAMPLE_ROWS", 20)
+    found = measure(kit, kit.write(offending(kit), "large"), row_limit=100)
 
     kept = pq.read_table(found.rows_path).column("id").to_pylist()
     assert len(kept) < 40
@@ -208,3 +215,48 @@ def test_vectors_that_no_smoothing_can_make_are_counted(kit: Any) -> None:
     found, wrong = unsmooth(-old, old, 0.8)
     assert wrong == len(old)
     np.testing.assert_allclose(np.einsum("sd,sd->s", found, old) < 0, True)
+
+
+def elsewhere(plan: ScanPlan) -> list[Part]:
+    """Measure row groups one by one as other processes would, and bring them back."""
+    footer = pq.read_metadata(plan.path)
+    sizes = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+    assert len(sizes) > 3
+    parts = []
+    for number in range(len(sizes)):
+        sent: ScanPlan = pickle.loads(pickle.dumps(plan))
+        found = together(sent, scan_groups(sent, [number], sum(sizes[:number])))
+        parts.append(pickle.loads(pickle.dumps(found)))
+    return parts
+
+
+@pytest.mark.parametrize("row_limit", [100, 1_000_000])
+def test_parts_measured_elsewhere_give_the_same_tables(
+    kit: Any, row_limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("validation.row_table.SAMPLE_ROWS", 20)
+    monkeypatch.setattr("validation.row_table.OFFENDERS_PER_KIND", 3)
+    monkeypatch.setattr("validation.statistics.OFFENDERS_PER_KIND", 3)
+    table = offending(kit)
+    norms = pa.array([-1.0] * 150 + table.column("norm").to_pylist()[150:], pa.float32())
+    table = table.set_column(table.schema.get_field_index("norm"), "norm", norms)
+    path = kit.folder / "parts.parquet"
+    pq.write_table(table, path, row_group_size=90)
+    one = measure(kit, path, row_limit=row_limit)
+    rows = pq.read_table(one.rows_path)
+    other = measure(kit, path, row_limit=row_limit, scan=elsewhere)
+
+    # Texts, because NaN is not NaN.
+    assert str(pq.read_table(other.rows_path).to_pylist()) == str(rows.to_pylist())
+    assert (rows.num_rows == kit.rows) is (row_limit > kit.rows)
+    assert one.summary.keys() == other.summary.keys()
+    for name, value in one.summary.items():
+        expected = value if isinstance(value, str) else pytest.approx(value, rel=1e-5, abs=1e-9, nan_ok=True)
+        assert other.summary[name] == expected, name
+
+
+def test_a_part_that_is_missing_is_no_snapshot(kit: Any) -> None:
+    path = kit.folder / "parts.parquet"
+    pq.write_table(kit.table(kit.vectors()), path, row_group_size=90)
+    with pytest.raises(LakeError, match="gave 360 rows"):
+        measure(kit, path, scan=lambda plan: elsewhere(plan)[:-1])

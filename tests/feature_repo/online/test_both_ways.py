@@ -9,12 +9,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.feature_repo.online.conftest import RedisServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.feature_repo.online.online_cases import OURS, STOCK, T0, load, redis_contents, rows, sqlite_contents, store_of, view_of, written
 
 from feature_repo.stores.packed import EmbeddingReader
+from tests.feature_repo.online.conftest import RedisServer
+from tests.feature_repo.online.online_cases import (
+    OURS,
+    STOCK,
+    T0,
+    load,
+    redis_contents,
+    rows,
+    sqlite_contents,
+    store_of,
+    view_of,
+    written,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([2**63 - 1, -(2**63), 0, -1])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from tests.feature_repo.online.conftest import RedisServer
 from tests.feature_repo.online.online_cases import (
     CLOCK,

@@ -13,13 +13,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.feature_repo.online.conftest import RedisServer
-from tests.feature_repo.online.online_cases import OURS, T0, load, redis_contents, rows, sqlite_contents, store_of, view_of, written
 
 from feature_repo.contracts.errors import BusyError, NotReadyError, OnlineStoreError
 from feature_repo.stores.online_redis import RedisWriter
 from feature_repo.stores.online_sqlite import SqliteWriter
 from feature_repo.stores.packed import EmbeddingReader
+from tests.feature_repo.online.conftest import RedisServer
+from tests.feature_repo.online.online_cases import (
+    OURS,
+    T0,
+    load,
+    redis_contents,
+    rows,
+    sqlite_contents,
+    store_of,
+    view_of,
+    written,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NOW = T0 + timedelta(hours=1)

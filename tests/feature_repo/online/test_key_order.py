@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.feature_repo.online.online_cases import OURS, load, rows, store_of, view_of, written
 
 from feature_repo.stores.key_order import ordered
+from tests.feature_repo.online.online_cases import OURS, load, rows, store_of, view_of, written
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.feature_repo.online.conftest import RedisServer
-from tests.feature_repo.online.online_cases import CLOCK, OURS, STOCK, T0, load, rows, store_of, view_of, written
 
 from feature_repo.contracts.errors import ConfigError, InputDataError, LakeError, NotReadyError, OnlineStoreError
 from feature_repo.stores.bank import ItemBank
 from feature_repo.stores.packed import EmbeddingReader
+from tests.feature_repo.online.conftest import RedisServer
+from tests.feature_repo.online.online_cases import CLOCK, OURS, STOCK, T0, load, rows, store_of, view_of, written
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NOW = T0 + timedelta(hours=1)

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from tests.feature_repo.online.conftest import RedisServer
-from tests.feature_repo.online.online_cases import OURS, T0, load, rows, store_of, view_of, written
 
 import jobs.store
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.lake import Home
 from feature_repo.stores.packed import EmbeddingReader
+from tests.feature_repo.online.conftest import RedisServer
+from tests.feature_repo.online.online_cases import OURS, T0, load, rows, store_of, view_of, written
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FOLDER = Path(jobs.store.REPOSITORY)

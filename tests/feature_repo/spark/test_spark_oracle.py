@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
+
 from tests.feature_repo.stores.pit_cases import Case, answers, cases, expected, label_table, labels_of, views_of
 
 pytest.importorskip("pyspark", reason="needs the extra `spark`: pip install -e '.[spark]', and Java 17")

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tests.feature_repo.stores.pit_cases import Case, answers, cases, expected, labels_of, views_of
 
 from feature_repo.stores import pit
 from feature_repo.stores.pit import PitOfflineStoreConfig
+from tests.feature_repo.stores.pit_cases import Case, answers, cases, expected, labels_of, views_of
 
 CASES = int(os.environ.get("ORACLE_CASES", "100"))
 

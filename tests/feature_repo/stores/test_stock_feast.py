@@ -16,10 +16,10 @@ import pytest
 from feast.infra.offline_stores.dask import DaskOfflineStoreConfig
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig
 from hypothesis import HealthCheck, given, settings
-from tests.feature_repo.stores.pit_cases import MICROSECOND, Case, ViewCase, cases, expected, label_table, write
 
 from feature_repo.contracts.errors import InputDataError
 from feature_repo.stores.pit import PitOfflineStoreConfig
+from tests.feature_repo.stores.pit_cases import MICROSECOND, Case, ViewCase, cases, expected, label_table, write
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PIT, DUCKDB, DASK = PitOfflineStoreConfig(), DuckDBOfflineStoreConfig(), DaskOfflineStoreConfig()
