@@ -7,7 +7,7 @@ RECBOLE := .venv-recbole
 AIRFLOW := .venv-airflow
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle oracle-spark bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods bench-scale same-on-spark test-cluster crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers bench-capacity bench-ddp test-airflow clean
+.PHONY: help demo test check gate-faults bench-gate oracle oracle-spark bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods bench-scale bench-spark-load same-on-spark test-cluster crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers bench-capacity bench-ddp test-airflow clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,6 +77,9 @@ bench-train: $(READY)  ## training and inference of the upstream beside bare loo
 
 bench-scale: $(READY).spark  ## joins on DuckDB and on Spark, ours and Feast's, 200k and 2M labels (an hour; needs Java 17)
 	@$(BIN)/python -m benchmarks.scale
+
+bench-spark-load: $(READY).spark  ## loads into Redis by Feast's Spark engine and by ours, and their bytes (minutes; needs Java 17, redis-server)
+	@$(BIN)/python -m benchmarks.spark_load
 
 same-on-spark: $(READY).spark  ## the demo's training sets made by Spark, compared with DuckDB's bit for bit (a minute; after make demo)
 	@$(BIN)/python -m benchmarks.spark_demo

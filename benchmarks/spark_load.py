@@ -1,0 +1,131 @@
+"""From a Spark source into Redis: Feast's Spark engine beside the Arrow engine, and whether both leave the same bytes.
+
+    make bench-spark-load
+
+One snapshot of 64 floats per item, as in benchmarks/online.py; each engine in a process of its own, after a small view
+was loaded. Records go into `benchmarks/results/scale.json`. Spark on all cores of one machine shows what it costs there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from benchmarks.online import redis_server
+from benchmarks.online_engines import DIM, MOMENT, WARM_ROWS, prepare
+from benchmarks.scale import RESULTS, SPARK_CONF, Peak, merge
+
+SIZES = (20_000, 200_000)
+ENGINES = {
+    "feast, Spark engine": {"type": "spark.engine"},
+    "headwater, Arrow engine": {"type": "feature_repo.stores.engine.ArrowComputeEngine"},
+}
+
+
+def load(folder: Path, engine: str, size: int, port: int) -> dict[str, Any]:
+    """Load one view in this process and return seconds and memory."""
+    from feast import Entity, FeatureStore, FeatureView, Field
+    from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
+    from feast.repo_config import RepoConfig
+    from feast.types import Array, Float32, Int64
+    from feast.value_type import ValueType
+
+    store = FeatureStore(
+        config=RepoConfig(
+            project="bench",
+            provider="local",
+            registry=str(folder / f"registry_{engine}.db"),
+            online_store={"type": "redis", "connection_string": f"127.0.0.1:{port}"},
+            offline_store={"type": "spark", "spark_conf": {**SPARK_CONF, "spark.sql.session.timeZone": "UTC"}},
+            batch_engine=ENGINES[engine],
+            entity_key_serialization_version=3,
+            repo_path=folder,
+        )
+    )
+    item = Entity(name="item_id", join_keys=["item_id"], value_type=ValueType.INT64)
+    store.apply(
+        [
+            item,
+            *(
+                FeatureView(
+                    name=name,
+                    entities=[item],
+                    ttl=timedelta(days=7),
+                    schema=[Field(name="item_id", dtype=Int64), Field(name="embedding", dtype=Array(Float32))],
+                    source=SparkSource(
+                        name=f"{name}_source",
+                        path=str(folder / f"items_{rows}.parquet"),
+                        file_format="parquet",
+                        timestamp_field="event_timestamp",
+                        created_timestamp_column="created",
+                    ),
+                )
+                for name, rows in (("items", size), ("warm", WARM_ROWS))
+            ),
+        ]
+    )
+    span = (MOMENT - timedelta(days=1), MOMENT + timedelta(days=1))
+    with Peak() as peak, contextlib.redirect_stdout(io.StringIO()):
+        store.materialize(*span, feature_views=["warm"])
+        started = time.perf_counter()
+        store.materialize(*span, feature_views=["items"])
+        seconds = time.perf_counter() - started
+    return {"seconds": seconds, "rows_per_s": size / seconds, "peak_rss_gb": peak.bytes / 1e9}
+
+
+def contents(port: int) -> dict[bytes, dict[bytes, bytes]]:
+    """Return every hash of the server, and empty it."""
+    import redis
+
+    client = redis.Redis(port=port)
+    keys = list(client.scan_iter(count=10_000))
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        pipe.hgetall(key)
+    found = dict(zip(keys, pipe.execute(), strict=True))
+    client.flushall()
+    return found
+
+
+def main() -> None:
+    """Measure, compare and write the results; exit code 1 where bytes differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.one:
+        folder, engine, size, port = chosen.one
+        print(json.dumps(load(Path(folder), engine, int(size), int(port))))
+        return
+    same = True
+    with tempfile.TemporaryDirectory() as name, redis_server(Path(name)) as port:
+        for size in chosen.sizes:
+            prepare(Path(name), size)
+            stored = []
+            for engine in ENGINES:
+                command = [sys.executable, "-m", "benchmarks.spark_load", "--one", name, engine, str(size), str(port)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                record = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+                record = {"engine": engine, "size": f"{size:,} vectors of {DIM} floats into Redis", **record}
+                merge([record], chosen.out)
+                stored.append(contents(port))
+                print(record, flush=True)
+            equal = len(stored[0]) == size and stored[0] == stored[1]
+            same = same and equal
+            print(f"{size:,} vectors: {'the same bytes' if equal else 'THE BYTES DIFFER'} in {len(stored[0]):,} hashes")
+    if not same:
+        sys.exit("The engines stored different bytes.")
+
+
+if __name__ == "__main__":
+    main()
