@@ -3,7 +3,8 @@
     make bench-spark-load
 
 One snapshot of 64 floats per item, as in benchmarks/online.py; each engine in a process of its own, after a small view
-was loaded. Records go into `benchmarks/results/scale.json`. Spark on all cores of one machine shows what it costs there.
+was loaded. Records go into `benchmarks/results/scale.json`. Spark on all cores of one machine shows what it
+costs there.
 """
 
 from __future__ import annotations
