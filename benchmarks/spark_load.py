@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,8 @@ def load(folder: Path, engine: str, size: int, port: int) -> dict[str, Any]:
     from feast.types import Array, Float32, Int64
     from feast.value_type import ValueType
 
+    # Feast's engine leaves to Spark which Python its workers run: the first python3 of the path.
+    os.environ["PYSPARK_PYTHON"] = sys.executable
     store = FeatureStore(
         config=RepoConfig(
             project="bench",
