@@ -8,6 +8,7 @@ the last digits.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from feature_repo.profile import reads_with_spark
 from validation.row_table import Part
 from validation.statistics import Scan, ScanPlan, scan_groups, scan_here, together
 
+_DAMAGE = re.compile(r"(OSError|pyarrow\.lib\.\w+): ")
 _RESULT = "number bigint, part binary"
 
 
@@ -38,7 +40,11 @@ def scan_on_spark(home: Home, plan: ScanPlan) -> Iterator[Part]:
     ------
     LakeError
         If Spark gave back other row groups than were asked for.
+    OSError
+        If a worker could not decode one.
     """
+    from pyspark.errors import PythonException
+
     from jobs.store import spark_session
 
     footer = pq.read_metadata(plan.path)
@@ -46,7 +52,14 @@ def scan_on_spark(home: Home, plan: ScanPlan) -> Iterator[Part]:
     starts = (np.cumsum(sizes) - sizes).tolist()
     measure = partial(_measure, plan=plan, starts=starts)
     numbers = spark_session(home).range(0, len(starts), 1, max(1, len(starts)))
-    table = numbers.mapInArrow(measure, _RESULT).toArrow().sort_by("number")
+    try:
+        table = numbers.mapInArrow(measure, _RESULT).toArrow().sort_by("number")
+    except PythonException as error:
+        # The last line of the worker's traceback; what damage raises here, the gate expects.
+        told = [line for line in str(error).splitlines() if _DAMAGE.match(line)]
+        if told:
+            raise OSError(told[-1]) from error
+        raise
     if table["number"].to_pylist() != list(range(len(starts))):
         raise LakeError(f"Spark measured {table.num_rows:,} of {len(starts):,} row groups of {plan.path}. Try again.")
     for part in table["part"]:

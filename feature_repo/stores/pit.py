@@ -42,11 +42,10 @@ from ibis.expr import datatypes as dt
 from pydantic import Field
 
 from feature_repo.contracts.errors import ConfigError
-from feature_repo.stores.clocks import Naive
 from feature_repo.stores.job import GIGABYTE, PitRetrievalJob
 from feature_repo.stores.join import Settings, ViewJoin
 from feature_repo.stores.labels import FileLabels, Labels, TableLabels
-from feature_repo.stores.reading import reading_of
+from feature_repo.stores.reading import Rules, reading_of
 from feature_repo.stores.sources import File, Source, TableFile, Twins, open_files
 from feature_repo.stores.spaces import check_views
 
@@ -55,19 +54,10 @@ _BYTES_PER_KEY = 64
 _SQL = re.compile(r"\s*(select|with)\s", re.IGNORECASE)
 
 
-class PitOfflineStoreConfig(DuckDBOfflineStoreConfig):
+class PitOfflineStoreConfig(Rules, DuckDBOfflineStoreConfig):
     """Settings under ``offline_store`` in ``feature_store.yaml``."""
 
     type: Literal["feature_repo.stores.pit.PitOfflineStore"] = "feature_repo.stores.pit.PitOfflineStore"
-
-    strict: bool = False
-    """Hide rows that were written after the label (created <= label time)."""
-
-    availability_lag_seconds: int = Field(0, ge=0)
-    """How long after its event_timestamp a row can be read; a view's or source's tag of that name overrides it."""
-
-    naive_timestamps: Naive = "error"
-    """What to do with timestamps without a time zone: refuse them, or take them as UTC."""
 
     twins: Twins = "use"
     """Memory-mapped twins of the Parquet files: off, use those that are current, build those that are not."""

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
 from feast.repo_config import RepoConfig
+from pydantic import BaseModel, Field
 
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.stores.clocks import Naive
@@ -15,6 +16,19 @@ from feature_repo.stores.sources import Clocks
 
 LAG_TAG = "availability_lag_seconds"
 _MICROSECOND = timedelta(microseconds=1)
+
+
+class Rules(BaseModel):
+    """Settings under ``offline_store`` that say which row a label sees, on every engine."""
+
+    strict: bool = False
+    """Hide rows that were written after the label (created <= label time)."""
+
+    availability_lag_seconds: int = Field(0, ge=0)
+    """How long after its event_timestamp a row can be read; a view's or source's tag of that name overrides it."""
+
+    naive_timestamps: Naive = "error"
+    """What to do with timestamps without a time zone: refuse them, or take them as UTC."""
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,9 @@ from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession
 
 from feature_repo.contracts.errors import ConfigError
-from feature_repo.stores.clocks import Naive
 from feature_repo.stores.join import check_columns
 from feature_repo.stores.labels import time_range
-from feature_repo.stores.reading import Reading, reading_of
+from feature_repo.stores.reading import Reading, Rules, reading_of
 from feature_repo.stores.spaces import check_views
 from feature_repo.stores.spark_job import SparkFrameJob, SparkPitRetrievalJob
 from feature_repo.stores.spark_labels import FrameLabels, ParquetLabels, QueryLabels, SparkLabels
@@ -46,21 +45,12 @@ _SQL = re.compile(r"\s*(select|with)\s", re.IGNORECASE)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class SparkPitOfflineStoreConfig(SparkOfflineStoreConfig):
+class SparkPitOfflineStoreConfig(Rules, SparkOfflineStoreConfig):
     """Settings under ``offline_store`` in ``feature_store.yaml``; `spark_conf` is Feast's."""
 
     type: Literal["feature_repo.stores.spark_pit.SparkPitOfflineStore"] = (
         "feature_repo.stores.spark_pit.SparkPitOfflineStore"
     )
-
-    strict: bool = False
-    """Hide rows that were written after the label (created <= label time)."""
-
-    availability_lag_seconds: int = Field(0, ge=0)
-    """How long after its event_timestamp a row can be read; a view's or source's tag of that name overrides it."""
-
-    naive_timestamps: Naive = "error"
-    """What to do with timestamps without a time zone: refuse them, or take them as UTC."""
 
     broadcast_rows: int = Field(1_000_000, ge=0)
     """Up to so many labels are sent to every executor, which saves moving vectors nobody asked for."""

@@ -106,3 +106,10 @@ def test_the_gate_measures_on_spark_what_it_measures_here(
         expected = value if isinstance(value, str) else pytest.approx(value, rel=1e-5, abs=1e-9, nan_ok=True)
         assert other.summary[name] == expected, name
     assert scan_of(ws.home, tmp_path / "elsewhere.parquet") is scan_here
+    damaged = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(2).column(1)
+    damaged[column.data_page_offset + 30 : column.data_page_offset + 90] = b"\xff" * 60
+    path.write_bytes(damaged)
+    for scan in (scan_here, scan_of(ws.home, path)):
+        with pytest.raises(OSError):
+            snapshot_statistics(path, spec, workdir=tmp_path / "damaged", scan=scan)
