@@ -141,7 +141,6 @@ def test_two_workers_and_one_that_is_killed(
     environment = {**os.environ, "MASTER": cluster.url, "OMP_NUM_THREADS": "1"}
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        # Not `python -c`, which PySpark takes for its own doctests and ends with exit code 0.
         command = [Path(sys.executable).with_name("headwater"), "--profile", name, *arguments]
         return subprocess.Popen(
             [*command, "--home", str(root)],

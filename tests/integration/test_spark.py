@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from feature_repo.profile import REPOSITORY
 from jobs import refresh
 from jobs.cli import app
 from jobs.measuring import scan_of
@@ -49,6 +52,13 @@ def test_the_training_set_is_the_same_on_spark(home: Path, tmp_path: Path, monke
         assert sparks.num_rows == ours.num_rows > 0
         for name in ours.column_names:
             assert sparks[name].combine_chunks().equals(ours[name].combine_chunks()), name
+
+
+def test_the_gate_starts_beside_spark_in_a_process_without_a_file() -> None:
+    # Such as the workers of the tests. PySpark takes it for its own doctests and, where these lack a package, ends it.
+    code = "from validation.suites import SuiteRunner; SuiteRunner(); print('started')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY.parent)
+    assert "started" in done.stdout, done.stderr
 
 
 def test_a_refresh_on_spark_publishes_the_vectors_of_one_process(
