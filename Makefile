@@ -7,7 +7,7 @@ RECBOLE := .venv-recbole
 AIRFLOW := .venv-airflow
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gate-faults bench-gate oracle oracle-spark bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods bench-scale bench-spark-load same-on-spark test-cluster crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers bench-capacity bench-ddp test-airflow clean
+.PHONY: help demo test check gate-faults bench-gate oracle oracle-spark bench-pit bench-online fuzz-serving load-test bench-upstream bench-train bench-periods bench-scale bench-spark-load same-on-spark test-cluster crash-matrix bench-switching bench-smoothing bench-world bench-quality bench-staleness bench-sanity bench-ablations bench-peers bench-capacity bench-ddp bench-ddp-quality test-airflow clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -120,6 +120,9 @@ bench-capacity: $(READY)  ## unit costs behind headwater plan, and docs/scale.md
 
 bench-ddp: $(READY)  ## samples per second of upstream training in one and in two processes (minutes)
 	@$(BIN)/python -m benchmarks.ddp
+
+bench-ddp-quality: $(READY)  ## recall of the demo's upstream trained by one process and by two, three seeds (a quarter of an hour)
+	@$(BIN)/python -m benchmarks.ddp_quality
 
 test-airflow: $(READY)  ## load and run the exported DAG in the real Airflow, in an environment of its own (minutes)
 	@test -f $(AIRFLOW)/.ready || { $(PYTHON) -m venv $(AIRFLOW) && $(AIRFLOW)/bin/python -m pip install --no-compile --quiet "apache-airflow>=3.3,<4" && touch $(AIRFLOW)/.ready; }

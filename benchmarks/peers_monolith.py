@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers_rows import Rows
-from jobs.features.batches import grid_positions, item_batch, user_batch
+from jobs.features.batches import Grid, item_batch, user_batch
 from jobs.features.tables import ItemTable, Tables, UserTable
 from jobs.refresh import Upstream
 from jobs.train_downstream import fit_config
@@ -111,7 +111,7 @@ def _gather(tables: Any, places: np.ndarray, read: Any) -> Any:
 def histories(ws: Workspace, rows: Rows, upstream: Upstream) -> Histories:
     """Read users and items at every refresh moment from the upstream cut-off on, with the upstream's encodings."""
     grid = ws.refresh_moments(ws.splits.upstream_end, ws.splits.end)
-    where = grid_positions(rows.times, grid, ws.config.availability_lag)
+    where = Grid(tuple(grid), ws.config.availability_lag, ws.splits.end).read_by(rows.times)
     code = {
         entity: rows.source.frame.join(ws.log.codes[entity], on=f"{entity}_id", how="left", maintain_order="left")[
             f"{entity}_code"

@@ -104,9 +104,10 @@ def _choices(ws: Workspace, users: pl.Series, items: pl.Series, as_of: datetime)
 
     chosen = (
         ws.log.window(as_of - WINDOW, as_of)
-        .filter(pl.col("event_type").cast(pl.String).is_in(list(actions_of(ws))))
+        .filter(pl.col("event_type").is_in(list(actions_of(ws))))
         .select("user_id", "item_id")
         .unique()
+        .collect()
         .join(pl.DataFrame({"user_id": users}).with_row_index("user"), on="user_id")
         .join(pl.DataFrame({"item_id": items}).with_row_index("item"), on="item_id")
     )

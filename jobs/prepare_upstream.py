@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     import polars as pl
 
     from jobs.config import Upstream
-    from jobs.features.batches import TrainingRows
+    from jobs.features.batches import Grid, TrainingRows
     from jobs.features.encode import Encoder
+    from jobs.features.labels import Opportunities
+    from jobs.features.row_summary import RowSummary
     from jobs.features.tables import Tables
     from models.presets import Preset
     from models.training import TrainConfig
@@ -77,24 +80,28 @@ def prepare(
     NotReadyError
         If no labelled row with a history lies before the cut-off.
     """
-    from jobs.features.batches import TrainingRows, input_spec
-    from jobs.features.labels import as_known_at, opportunities
+    from jobs import train_ranks
+    from jobs.features.batches import Grid, TrainingRows, input_spec
+    from jobs.features.labels import Opportunities
+    from jobs.features.row_summary import RowSummary
     from jobs.features.tables import Tables, fit_encoder
 
     sampling = sampling_of(settings)
-    cutoff = settings.train_end or ws.splits.upstream_end
-    rows = as_known_at(opportunities(ws.log), cutoff)
-    grid = ws.refresh_moments(ws.log.start + WARM_UP, cutoff)
-    if old is not None:
-        rows = rows.filter(rows["event_timestamp"] >= old.since)
-        grid = [moment for moment in grid if moment + ws.config.refresh_every > old.since]
-    if not grid or rows.height == 0:
+    cutoff, since = settings.train_end or ws.splits.upstream_end, old.since if old else None
+    moments = ws.refresh_moments(ws.log.start + WARM_UP, cutoff)
+    if since is not None:
+        moments = [moment for moment in moments if moment + ws.config.refresh_every > since]
+    grid = Grid(tuple(moments), ws.config.availability_lag, cutoff)
+    opportunities = Opportunities(ws.log, since=since, known_at=cutoff)
+    label = f"train {settings.version}: count rows"
+    summary = RowSummary(ws.log, _counted(opportunities, grid, label, progress))
+    if not moments or summary.rows == 0:
         raise NotReadyError(
-            f"No labelled row lies between {old.since if old else ws.log.start + WARM_UP} and the upstream cut-off "
+            f"No labelled row lies between {since or ws.log.start + WARM_UP} and the upstream cut-off "
             f"{cutoff}. "
             "Ingest a longer log or set splits in config.yaml."
         )
-    if rows["click"].null_count() and (sampling.sources is not None or sampling.negatives < 1):
+    if not opportunities.has_impressions and (sampling.sources is not None or sampling.negatives < 1):
         raise ConfigError(
             f"{settings.version} samples opportunities by their clicks, but the log has no impressions: "
             "leave `sources` and `negatives` out in config.yaml."
@@ -105,8 +112,8 @@ def prepare(
         if old is not None
         else fit_encoder(
             ws.log,
-            rows,
-            grid,
+            summary,
+            moments,
             actions,
             coverage,
             sequence_length=preset.sequence_length,
@@ -115,22 +122,23 @@ def prepare(
         )
     )
     tables = Tables(ws.log, encoder, actions, coverage)
-    training = TrainingRows.write(
-        folder,
+    parts = train_ranks.write_rows(
+        train_ranks.Reading(folder, encoder, grid, since, catalogue=sampling.uniform_negatives > 0),
         tables,
-        rows,
-        grid,
-        lag=ws.config.availability_lag,
-        until=cutoff,
-        positives=settings.positives if rows["conversion"].any() else "click",
-        activity_pairs=True,
-        sampling=sampling,
+        opportunities,
+        device=training_device(settings),
         progress=lambda done, total: progress(f"train {settings.version}: read rows", done, total),
     )
+    positives = settings.positives if summary.conversions else "click"
+    training = TrainingRows.bind(folder, tables, parts, positives=positives, sampling=sampling)
     if training.rows == 0:
         raise NotReadyError("No labelled row belongs to a user with a history. Ingest a longer log.")
     spec = input_spec(tables, preset.sequence_length)
-    config = old.model.config if old is not None else model_config(settings, preset, spec, rows)
+    config = (
+        old.model.config
+        if old is not None
+        else model_config(settings, preset, spec, summary, opportunities.has_impressions)
+    )
     return Prepared(training, encoder, tables, config, train_config(settings, preset), cutoff)
 
 
@@ -150,12 +158,21 @@ def sampling_of(settings: Upstream) -> Sampling:
     )
 
 
-def model_config(settings: Upstream, preset: Preset, spec: InputSpec, rows: pl.DataFrame) -> DERM.Config:
+def _counted(opportunities: Opportunities, grid: Grid, label: str, progress: Progress) -> Iterator[pl.DataFrame]:
+    windows = grid.windows()
+    for done, window in enumerate(windows):
+        progress(label, done, len(windows))
+        yield opportunities.between(*window)
+
+
+def model_config(
+    settings: Upstream, preset: Preset, spec: InputSpec, rows: RowSummary, has_impressions: bool
+) -> DERM.Config:
     """Return the config of a model of the preset's size with what the settings choose."""
     config = preset.model(spec)
     losses = replace(
         config.losses,
-        click_weight=settings.click_weight if rows["click"].null_count() == 0 else 0.0,
+        click_weight=settings.click_weight if has_impressions else 0.0,
         conversion_weight=settings.conversion_weight,
         contrastive_weight=settings.contrastive_weight,
         conversion=settings.conversion_loss or config.losses.conversion,
@@ -164,8 +181,8 @@ def model_config(settings: Upstream, preset: Preset, spec: InputSpec, rows: pl.D
     config = replace(
         config,
         seed=settings.seed,
-        click_rate=_rate(rows["click"].cast(float).mean()),
-        conversion_rate=_rate(rows.filter(rows["click"].fill_null(True))["conversion"].cast(float).mean()),
+        click_rate=_rate(rows.click_rate if has_impressions else 0.0),
+        conversion_rate=_rate(rows.conversion_rate),
         losses=losses,
     )
     if settings.modules is None:
@@ -213,6 +230,6 @@ def training_device(settings: Upstream) -> str:
     return "cuda"
 
 
-def _rate(mean: Any) -> float:
+def _rate(mean: float) -> float:
     """Return a share that the heads can start from: strictly between 0 and 1."""
-    return min(max(float(mean or 0.0), 1e-4), 1 - 1e-4)
+    return min(max(mean, 1e-4), 1 - 1e-4)

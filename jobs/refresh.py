@@ -80,7 +80,7 @@ class Upstream:
                 fold_in,
                 lambda as_of, half_life: self.tables.activity.fading(as_of - ws.config.coverage, as_of, half_life),
                 lambda entity, as_of: np.asarray(self._table(entity, as_of).code),
-                lambda entity, as_of: self._run(entity, as_of, np.arange(len(self._table(entity, as_of).code))),
+                lambda entity, as_of: self._run(entity, as_of, None),
             )
         if like is not None and like.tables.encoder == encoder:
             self.tables, self._read = like.tables, like._read
@@ -116,22 +116,24 @@ class Upstream:
         if self._folding is not None and only is None:
             vectors, norms = self._folding.vectors(entity, as_of)
         else:
-            vectors, norms = self._run(entity, as_of, places)
+            vectors, norms = self._run(entity, as_of, only)
             if self._folding is not None:
                 vectors = self._folding.again(entity, as_of, places, vectors)
         return self._ids[entity][code[places]], vectors, norms
 
-    def _run(self, entity: Entity, as_of: datetime, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the model's own unit vectors and norms of some positions."""
+    def _run(self, entity: Entity, as_of: datetime, only: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the model's own unit vectors and norms of some positions, or of all."""
         from jobs.features.batches import item_batch, user_batch
 
-        table, count = self._table(entity, as_of), len(places)
+        table = self._table(entity, as_of)
+        places = np.arange(len(table.code)) if only is None else only
+        count = len(places)
         cuts = (places[start : start + INFERENCE_ROWS] for start in range(0, count, INFERENCE_ROWS))
         batches: Iterator[UserBatch | ItemBatch] = (
             user_batch(self.tables, table, cut) if entity == "user" else item_batch(table, cut) for cut in cuts
         )
-        # What the gate asks for again, a sample, is computed here wherever the vectors come from.
-        if self._spark is not None and count == len(table.code) > 0:
+        # What the gate asks for again is computed here wherever the vectors come from: it is to find workers out.
+        if self._spark is not None and only is None and count:
             return self._spark.vectors(entity, batches, count)
         return in_process(self.model, entity, batches, count, self.space.dim)
 

@@ -166,7 +166,7 @@ def question(
     positions = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
     rows = pl.DataFrame({"user_id": user_ids}).with_row_index("user")
     start = as_of + ws.config.availability_lag
-    acted = ws.log.events.filter(pl.col("event_type").cast(pl.String).is_in(list(actions_of(ws))))
+    acted = ws.log.scan().filter(pl.col("event_type").is_in(list(actions_of(ws))))
     if surface is not None:
         acted = acted.select("event_timestamp", "user_id", "item_id", "impression_id").join(
             _shown_on(ws, surface), on="impression_id", how="semi"
@@ -174,7 +174,8 @@ def question(
 
     def between(first: datetime, last: datetime) -> pl.DataFrame:
         found = acted.filter(pl.col("event_timestamp").is_between(first, last, closed="left"))
-        return found.select("user_id", "item_id").join(positions, on="item_id", maintain_order="left")
+        chosen = found.select("user_id", "item_id").collect()
+        return chosen.join(positions, on="item_id", maintain_order="left")
 
     chosen = between(start, start + HORIZON).unique().join(rows, on="user_id")
     if chosen.height == 0:
@@ -196,13 +197,14 @@ def surfaces_of(ws: Workspace) -> list[str]:
     """Return where items were shown, by the context column of that name; empty where the log has none."""
     if SURFACE not in ws.log.context_columns.categorical:
         return []
-    return ws.log.events[SURFACE].drop_nulls().cast(pl.String).unique().sort().to_list()
+    found = ws.log.scan().select(pl.col(SURFACE).drop_nulls().cast(pl.String).unique()).collect(engine="streaming")
+    return found[SURFACE].sort().to_list()
 
 
-def _shown_on(ws: Workspace, surface: str) -> pl.DataFrame:
+def _shown_on(ws: Workspace, surface: str) -> pl.LazyFrame:
     """Return the ids of the impressions on a surface: the context belongs to the impression, not to what followed."""
     shown = (pl.col("event_type") == "impression") & (pl.col(SURFACE).cast(pl.String) == surface)
-    return ws.log.events.filter(shown).select("impression_id")
+    return ws.log.scan().filter(shown).select("impression_id")
 
 
 def actions_of(ws: Workspace) -> tuple[str, ...]:

@@ -1,26 +1,50 @@
 """One upstream training in several processes that torchrun started.
 
-Rank 0 does all that a single process does: it reads the log, writes the rows, keeps checkpoints, registers the space.
-The other ranks take part in its training steps. Every batch of a single process is shared out among the ranks, so that
-a step is the same step whatever their number is.
+Rank 0 does all that a single process does: it learns the encodings, keeps checkpoints, registers the space. The other
+ranks take part in what is large: each reads its own windows of the log from Parquet and writes their training rows, and
+every batch of a single process is shared out among the ranks, so that a step is the same step whatever their number is.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from feature_repo.contracts.errors import ConfigError, HeadwaterError
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
+    from jobs.features.batches import Grid, Written
+    from jobs.features.encode import Encoder
+    from jobs.features.labels import Opportunities
     from jobs.features.sampling import Sampling
+    from jobs.features.tables import Tables
     from jobs.train_upstream import Results
     from models.training import TrainConfig
+
+
+T = TypeVar("T")
+Count = Callable[[int, int], None]  # of windows: done, total
+
+
+def _quiet(done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a rank needs to know to read its windows of the log and write their training rows."""
+
+    rows: Path
+    encoder: Encoder
+    grid: Grid
+    since: datetime | None
+    catalogue: bool
 
 
 @dataclass(frozen=True)
@@ -68,17 +92,29 @@ def run_all(ws: Workspace, versions: Sequence[str], *, progress: Progress = sile
     """
     from jobs import train_upstream
     from jobs.prepare_upstream import training_device
+
+    def train() -> Results:
+        return train_upstream.Results(tuple(train_upstream.run(ws, version, progress=progress) for version in versions))
+
+    return together(ws, training_device(ws.config.upstream(versions[0])), train)
+
+
+def together(ws: Workspace, device: str, train: Callable[[], T]) -> T | None:
+    """Run on rank 0 what trains upstreams, and return what it returns; the other ranks take part, and return None.
+
+    Raises
+    ------
+    HeadwaterError
+        On the other ranks, if rank 0 ended.
+    """
     from models import ranks
 
-    device = training_device(ws.config.upstream(versions[0]))
     ws.use_threads()
     with ranks.joined(device):
         if ranks.rank() > 0:
-            _follow(device)
+            _follow(ws, device)
             return None
-        found = train_upstream.Results(
-            tuple(train_upstream.run(ws, version, progress=progress) for version in versions)
-        )
+        found = train()
         _share(device, None)
         return found
 
@@ -88,16 +124,42 @@ def lead(task: Task) -> None:
     _share(task.device, task)
 
 
-def _share(device: str, task: Task | None) -> Task | None:
+def write_rows(
+    reading: Reading, tables: Tables, opportunities: Opportunities, *, device: str, progress: Count
+) -> list[Written]:
+    """Write the training rows of all moments, together with the other ranks; return what each of them wrote."""
+    from models import ranks
+
+    _share(device, reading)
+    return ranks.collected(_write(reading, tables, opportunities, progress))
+
+
+def _write(reading: Reading, tables: Tables, opportunities: Opportunities, progress: Count = _quiet) -> Written:
+    from jobs.features.batches import write_moments
+    from models import ranks
+
+    shard = (ranks.rank(), ranks.world())
+    return write_moments(
+        reading.rows,
+        tables,
+        opportunities,
+        reading.grid,
+        catalogue=reading.catalogue,
+        shard=shard,
+        progress=progress,
+    )
+
+
+def _share(device: str, task: Reading | Task | None) -> Reading | Task | None:
     import torch
 
     from models import ranks
 
-    found: Task | None = ranks.share(torch.device(device), task)
+    found: Reading | Task | None = ranks.share(torch.device(device), task)
     return found
 
 
-def _follow(device: str) -> None:
+def _follow(ws: Workspace, device: str) -> None:
     while True:
         try:
             task = _share(device, None)
@@ -105,7 +167,20 @@ def _follow(device: str) -> None:
             raise HeadwaterError("Rank 0 ended; what it said stands above.") from error
         if task is None:
             return
-        _take_part(task)
+        if isinstance(task, Reading):
+            _read_part(ws, task)
+        else:
+            _take_part(task)
+
+
+def _read_part(ws: Workspace, task: Reading) -> None:
+    from jobs.features.labels import Opportunities
+    from jobs.features.tables import Tables
+    from models import ranks
+
+    tables = Tables(ws.log, task.encoder, ws.config.history_actions, ws.config.coverage)
+    opportunities = Opportunities(ws.log, since=task.since, known_at=task.grid.until)
+    ranks.collected(_write(task, tables, opportunities))
 
 
 def _take_part(task: Task) -> None:

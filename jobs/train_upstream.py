@@ -244,7 +244,6 @@ def fit_upstream(
         else:
             model, passes = old.model.to(device), preset.train.epochs
             trained = Aligned(model, copy.deepcopy(model), settings.alignment or 0.0)
-        ws.log.forget()
         train = replace(ready.train, epochs=ws.config.epochs or passes)
         shard = (ranks.rank(), ranks.world())
         train_ranks.lead(

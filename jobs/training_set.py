@@ -58,7 +58,7 @@ def labels_of(ws: Workspace, task: str, where: Mapping[str, str] | None = None) 
     from jobs.features.labels import opportunities
 
     splits = ws.splits
-    rows = opportunities(ws.log).filter(pl.col("event_timestamp").is_between(splits.upstream_end, splits.end))
+    rows = opportunities(ws.log, splits.upstream_end).filter(pl.col("event_timestamp") <= splits.end)
     if task == "ctr":
         if rows["click"].null_count():
             raise NotReadyError("The log has no impressions, so there is no click-through rate to learn.")
@@ -278,7 +278,7 @@ def _past(ws: Workspace, consumer: Consumer, label: str, name: str, start: datet
         return _Past(None, {})
     from jobs.features.labels import opportunities
 
-    rows = opportunities(ws.log).filter(pl.col("event_timestamp") < start)
+    rows = opportunities(ws.log, end=start)
     if consumer.task == "cvr":
         rows = rows.filter(pl.col("click").fill_null(True))
     rows = rows.filter(*_tests(ws, consumer.where))

@@ -101,6 +101,15 @@ def share(device: torch.device, value: Any = None) -> Any:
     return held[0]
 
 
+def collected(value: Any) -> list[Any]:
+    """Return the values that all ranks give, in their order."""
+    if not _several():
+        return [value]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def same_weights(model: nn.Module) -> None:
     """Give every rank the weights of rank 0."""
     if _several():

@@ -65,6 +65,8 @@ class Batch:
         Per feature its serialized values, large binary [N].
     columns
         Per feature its declared type and its column, for stores that keep more than bytes.
+    last
+        Whether it ends what a store with transactions stores whole or not at all.
     """
 
     keys: pa.Array
@@ -72,6 +74,7 @@ class Batch:
     created: Int64Array | None
     values: dict[str, pa.Array]
     columns: dict[str, tuple[ValueType, pa.Array]]
+    last: bool = True
 
     def __len__(self) -> int:
         return len(self.times)

@@ -16,9 +16,11 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 from feast.feature_view import DUMMY_ENTITY_NAME
@@ -43,6 +45,8 @@ from feature_repo.stores.wire import CannotPackError
 
 logger = logging.getLogger(__name__)
 _MOST_ROWS = 65_536
+# Packed at once within a chunk: it stays in the processor's cache, and memory that was touched is used again.
+_PIECE_BYTES = 1e6
 
 
 class ArrowComputeEngineConfig(FeastConfigBaseModel):
@@ -99,10 +103,14 @@ class ArrowComputeEngine(LocalComputeEngine):
                 1, min(_MOST_ROWS, int(self.settings.chunk_mb * 1e6 / max(rows.row_bytes, 1.0)))
             )
             with self._bar(task, rows.rows) as advance, _one_behind(writer, advance, view.name) as store:
-                tables = rows.batches(size) if writer.scratch is None else rows.in_key_order(size, writer.scratch)
-                for table in tables:
+                if writer.scratch is None:
+                    chosen: Iterator[tuple[pa.Table, bool]] = ((table, True) for table in rows.batches(size))
+                else:
+                    piece = max(1, int(_PIECE_BYTES / max(rows.row_bytes, 1.0)))
+                    chosen = rows.in_key_order(size, piece, writer.scratch)
+                for table, last in chosen:
                     _validate_vector_field_lengths(table, view)
-                    store(pack(table, columns))
+                    store(replace(pack(table, columns), last=last))
 
     def _rows(self, registry: BaseRegistry, task: MaterializationTask, columns: ViewColumns) -> LatestRows:
         source = task.feature_view.batch_source

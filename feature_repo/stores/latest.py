@@ -83,8 +83,10 @@ class LatestRows:
                 part = _rows_of(table, inside[first : first + rows])
                 yield pa.table({name: part[stored] for name, stored in self._names.items()})
 
-    def in_key_order(self, rows: int, folder: Path) -> Iterator[pa.Table]:
-        """Yield the chosen rows in the order of their serialized keys; all else as `batches`.
+    def in_key_order(self, rows: int, piece: int, folder: Path) -> Iterator[tuple[pa.Table, bool]]:
+        """Yield the chosen rows in the order of their serialized keys, and whether a table ends a chunk.
+
+        Chunks of `rows` rows come in pieces of `piece`.
 
         Parameters
         ----------
@@ -93,7 +95,7 @@ class LatestRows:
         """
         ranks = np.empty(self.rows, np.int64)
         ranks[_by_bytes(self._chosen.keys)] = np.arange(self.rows)
-        return ordered(self.batches(rows), ranks, rows, folder)
+        return ordered(self.batches(rows), ranks, rows, piece, folder)
 
     def _choose(self, start: int, end: int) -> _Chosen:
         held: list[_Chosen] = []

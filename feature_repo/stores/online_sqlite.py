@@ -56,7 +56,7 @@ class SqliteWriter:
             raise wire.CannotPackError(f"{self._path} holds text as {encoding}")
 
     def write(self, batch: Batch) -> None:
-        """Store a batch, all of it or nothing.
+        """Store a batch with those before it since the last one that was `last`: all of them or none.
 
         Raises
         ------
@@ -70,7 +70,8 @@ class SqliteWriter:
         size = batch.keys.nbytes + sum(values.nbytes for values in batch.values.values())
         rows = max(1, int(len(batch) * min(1.0, _STATEMENT_BYTES / max(size, 1))))
         with _errors(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
+            if not self._connection.in_transaction:
+                self._connection.execute("BEGIN IMMEDIATE")
             try:
                 for start in range(0, len(batch), rows):
                     part = slice(start, start + rows)
@@ -80,8 +81,9 @@ class SqliteWriter:
                     }
                     upsert = Upsert(self._table, batch.keys[part], cut, event[part], created[part])
                     self._connection.execute(upsert.sql, upsert.parameters)
-                with durable("online rows"):
-                    self._connection.execute("COMMIT")
+                if batch.last:
+                    with durable("online rows"):
+                        self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")

@@ -232,12 +232,14 @@ def _lists(column: pa.Array, kind: ValueType, one_nan: bool) -> pa.Array:
         raise CannotPackError("vectors with gaps")
     numbers = flat.to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore", invalid="ignore"):
-        if kind == ValueType.FLOAT_LIST and np.isnan(numbers).any():
+        # A sum is NaN if a number is, and otherwise for infinities of both signs alone.
+        odd = bool(np.isnan(numbers.sum()))
+        if kind == ValueType.FLOAT_LIST and odd:
             # As in Feast, whose Python floats turn signaling NaNs into quiet ones.
             numbers = numbers.astype(np.float64)
         numbers = np.ascontiguousarray(numbers, _LISTS[kind])
-    if one_nan and (unknown := np.isnan(numbers)).any():
-        numbers = np.where(unknown, numbers.dtype.type(np.nan), numbers)
+    if one_nan and odd:
+        numbers = np.where(np.isnan(numbers), numbers.dtype.type(np.nan), numbers)
     counts = pc.list_value_length(column)
     lengths = counts.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) * numbers.itemsize
     header = by_length(lengths, lambda width: list_header(kind, width) if width >= 0 else b"")

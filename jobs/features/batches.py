@@ -11,7 +11,7 @@ Legend: B rows, U distinct users, I distinct items, P pairs of activity.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import polars as pl
 
+from jobs.features.labels import Opportunities
 from jobs.features.sampling import Cut, Kind, Sampling, plan, steps
 from jobs.features.slices import MappedSlice, Slice
 from jobs.features.tables import ItemTable, Tables, UserTable
@@ -38,12 +39,6 @@ def moments(start: datetime, end: datetime, every: timedelta) -> list[datetime]:
         found.append(start)
         start += every
     return found
-
-
-def grid_positions(times: pl.Series, grid: list[datetime], lag: timedelta) -> np.ndarray:
-    """Return for each time the last grid moment with moment + lag <= time, -1 where there is none."""
-    edges = np.array([int((moment + lag).timestamp() * 1_000_000) for moment in grid])
-    return np.searchsorted(edges, times.dt.epoch("us").to_numpy(), side="right") - 1
 
 
 class Codes(Protocol):
@@ -72,7 +67,7 @@ class TrainingRows:
     Parameters
     ----------
     folder
-        Made or filled by :meth:`write`. Who trains removes it.
+        Filled by :func:`write_moments` and :meth:`bind`. Who trains removes it.
     positives
         ``click`` or ``conversion``: which outcome makes a row a positive of the contrastive loss.
     sampling
@@ -92,52 +87,13 @@ class TrainingRows:
         self._log_p: dict[Kind, np.ndarray] = {}
 
     @classmethod
-    def write(
-        cls,
-        folder: Path,
-        tables: Tables,
-        rows: pl.DataFrame,
-        grid: list[datetime],
-        *,
-        lag: timedelta,
-        until: datetime,
-        positives: str,
-        activity_pairs: bool,
-        sampling: Sampling = ONE_STREAM,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+    def bind(
+        cls, folder: Path, codes: Codes, parts: Sequence[Written], *, positives: str, sampling: Sampling = ONE_STREAM
     ) -> TrainingRows:
-        """Write the training rows of every moment to a folder, then open it.
-
-        Parameters
-        ----------
-        tables
-            Reader of the log with the model's encodings.
-        rows
-            Opportunities as known at the training cut-off.
-        grid
-            Moments at which features are read, ascending.
-        lag
-            Availability lag.
-        until
-            The training cut-off: activity pairs after it are not read.
-        activity_pairs
-            Whether the activity between two moments adds positives to the contrastive loss.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        where = grid_positions(rows["event_timestamp"], grid, lag)
-        names: list[str] = []
-        without_history = int((where < 0).sum())
-        for index, moment in enumerate(grid):
-            chosen = rows.filter(pl.Series(where == index))
-            following = min(grid[index + 1] if index + 1 < len(grid) else until, until)
-            pairs = tables.activity.between(moment + lag, following) if activity_pairs else None
-            part, dropped = _slice(tables, moment, chosen, pairs, sampling.uniform_negatives > 0)
-            without_history += dropped
-            if len(part.user):
-                names.append(f"moment-{index:05d}.safetensors")
-                part.write(folder / names[-1])
-            progress(index + 1, len(grid))
-        np.savez(folder / _CODES, item_rows=tables.item_rows, action_index=tables.action_index)
+        """Make the moments that some processes wrote to a folder (:func:`write_moments`) one training's rows."""
+        names = sorted(name for part in parts for name in part.files)
+        without_history = sum(part.without_history for part in parts)
+        np.savez(folder / _CODES, item_rows=codes.item_rows, action_index=codes.action_index)
         (folder / _RECORD).write_text(json.dumps({"slices": names, "without_history": without_history}))
         return cls(folder, positives=positives, sampling=sampling)
 
@@ -242,17 +198,103 @@ class TrainingRows:
         )
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The moments at which training reads features, and which rows read which moment.
+
+    Attributes
+    ----------
+    moments
+        Ascending.
+    lag
+        Availability lag: a row reads the last moment with moment + lag <= its time.
+    until
+        The training cut-off: neither rows nor activity pairs from then on are read.
+    """
+
+    moments: tuple[datetime, ...]
+    lag: timedelta
+    until: datetime
+
+    def windows(self) -> list[tuple[datetime | None, datetime]]:
+        """Return the times [from, to) whose rows read no moment, the first, the second, ...: every time once."""
+        edges = [moment + self.lag for moment in self.moments]
+        return list(zip([None, *edges], [*edges, self.until], strict=True))
+
+    def read_by(self, times: pl.Series) -> np.ndarray:
+        """Return for each time the position of the moment that a row of that time reads, -1 for none: int64 [N]."""
+        edges = np.array([int((moment + self.lag).timestamp() * 1_000_000) for moment in self.moments])
+        return np.searchsorted(edges, times.dt.epoch("us").to_numpy(), side="right") - 1
+
+    def pairs(self, index: int) -> tuple[datetime, datetime]:
+        """Return the times [from, to) whose activity adds pairs to a moment: up to the next one."""
+        following = self.moments[index + 1] if index + 1 < len(self.moments) else self.until
+        return self.moments[index] + self.lag, min(following, self.until)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one process wrote of a training's rows: names of files, and rows left out for want of a history."""
+
+    files: tuple[str, ...]
+    without_history: int
+
+
+def write_moments(
+    folder: Path,
+    tables: Tables,
+    rows: Opportunities,
+    grid: Grid,
+    *,
+    catalogue: bool,
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Written:
+    """Write the training rows of a shard's moments to a folder, each read from Parquet by itself.
+
+    With a shard (rank, ranks) the process reads every ranks-th window of the log: together the shards have every row
+    and activity pair once, whatever their number, in the same files.
+
+    Parameters
+    ----------
+    tables
+        Reader of the log with the model's encodings.
+    rows
+        Opportunities as known at the training cut-off.
+    catalogue
+        Whether a moment keeps all items known at it, to draw uniform negatives from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+    without_history = 0
+    windows = list(enumerate(grid.windows()))[shard[0] :: shard[1]]
+    for done, (number, (start, end)) in enumerate(windows):
+        chosen = rows.between(start, end)
+        if number == 0:
+            without_history += chosen.height
+        else:
+            moment = grid.moments[number - 1]
+            pairs = tables.activity.between(*grid.pairs(number - 1))
+            part, dropped = _slice(tables, moment, chosen, pairs, catalogue)
+            without_history += dropped
+            if len(part.user):
+                names.append(f"moment-{number - 1:05d}.safetensors")
+                part.write(folder / names[-1])
+        progress(done + 1, len(windows))
+    return Written(tuple(names), without_history)
+
+
 def _slice(
     tables: Tables,
     moment: datetime,
     rows: pl.DataFrame,
-    pairs: tuple[np.ndarray, np.ndarray] | None,
+    pairs: tuple[np.ndarray, np.ndarray],
     with_catalogue: bool,
 ) -> tuple[Slice, int]:
     users = tables.users(moment)
     user, known = _positions(users.code, rows["user_code"].to_numpy())
     rows = rows.filter(pl.Series(known))
-    pair_user, pair_item = pairs if pairs is not None else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    pair_user, pair_item = pairs
     pair_position, pair_known = _positions(users.code, pair_user)
     catalogue = tables.items(moment).code if with_catalogue else np.zeros(0, np.int64)
     codes = np.unique(np.concatenate([rows["item_code"].to_numpy(), pair_item[pair_known], catalogue]))

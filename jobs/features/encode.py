@@ -51,17 +51,41 @@ class Standardizer:
     @classmethod
     def fit(cls, values: np.ndarray) -> Standardizer:
         """Learn from values [rows, columns]; NaN is left out."""
-        if values.shape[1] == 0:
-            return cls([], [])
-        logs = _signed_log(values.astype(np.float64))
-        mean = np.nan_to_num(np.nanmean(logs, axis=0))
-        std = np.nan_to_num(np.nanstd(logs, axis=0))
-        return cls(mean.tolist(), np.where(std > 1e-6, std, 1.0).tolist())
+        return Spread(values.shape[1]).add(values).standardizer()
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Return standardized float32 values [rows, columns]; missing becomes the mean (0)."""
         scaled = (_signed_log(values.astype(np.float64)) - np.array(self.mean)) / np.array(self.std)
         return np.nan_to_num(np.clip(scaled, -8, 8)).astype(np.float32)
+
+
+class Spread:
+    """Means and squared deviations of columns, added up piece by piece (Chan, Golub and LeVeque 1979).
+
+    The same pieces in the same order give the same bits.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._rows, self._mean, self._squares = np.zeros((3, columns))
+
+    def add(self, values: np.ndarray) -> Spread:
+        """Take in values [rows, columns]; NaN is left out. Returns itself."""
+        logs = _signed_log(values.astype(np.float64))
+        known = ~np.isnan(logs)
+        rows = known.sum(axis=0)
+        mean = np.where(known, logs, 0.0).sum(axis=0) / np.maximum(rows, 1)
+        squares = np.where(known, (logs - mean) ** 2, 0.0).sum(axis=0)
+        both = np.maximum(self._rows + rows, 1)
+        step = mean - self._mean
+        self._mean = self._mean + step * (rows / both)
+        self._squares = self._squares + squares + step**2 * (self._rows * rows / both)
+        self._rows = self._rows + rows
+        return self
+
+    def standardizer(self) -> Standardizer:
+        """Return what the values so far say; a column without a value, or with one value only, keeps its scale."""
+        std = np.sqrt(self._squares / np.maximum(self._rows, 1))
+        return Standardizer(self._mean.tolist(), np.where(std > 1e-6, std, 1.0).tolist())
 
 
 def _signed_log(values: np.ndarray) -> np.ndarray:
@@ -77,16 +101,19 @@ class Vocabulary:
     @classmethod
     def fit(cls, column: pl.Series, *, min_count: int = 1) -> Vocabulary:
         """Learn the values seen at least `min_count` times, the most frequent first."""
-        counts = (
-            pl.DataFrame({"value": column.cast(pl.String)})
-            .drop_nulls()
-            .group_by("value")
-            .len()
+        return cls.of_counts(counted(column), min_count=min_count)
+
+    @classmethod
+    def of_counts(cls, counts: pl.DataFrame, *, min_count: int = 1) -> Vocabulary:
+        """Learn as :meth:`fit` does, from how often each value was seen (:func:`counted`); equal values add up."""
+        kept = (
+            counts.group_by("value")
+            .agg(pl.col("len").sum())
             .filter(pl.col("len") >= min_count)
             .sort(["len", "value"], descending=[True, False])
             .head(MAX_VOCABULARY)
         )
-        return cls(counts["value"].to_list())
+        return cls(kept["value"].to_list())
 
     @property
     def size(self) -> int:
@@ -108,6 +135,11 @@ class Vocabulary:
         return text.replace_strict(known, default=0, return_dtype=pl.Int64).fill_null(0).to_numpy()
 
 
+def counted(column: pl.Series) -> pl.DataFrame:
+    """Return the values of a column as text and how often each occurs: value, len; nulls are left out."""
+    return pl.DataFrame({"value": column.cast(pl.String)}).drop_nulls().group_by("value").len()
+
+
 @dataclass(frozen=True)
 class IdTable:
     """Rows of an id embedding: one per frequent id, and shared buckets for the long tail.
@@ -122,7 +154,12 @@ class IdTable:
     @classmethod
     def fit(cls, ids: pl.Series, *, min_count: int, buckets: int) -> IdTable:
         """Give ids seen at least `min_count` times a row of their own."""
-        return cls(Vocabulary.fit(ids, min_count=min_count).values, buckets)
+        return cls.of_counts(counted(ids), min_count=min_count, buckets=buckets)
+
+    @classmethod
+    def of_counts(cls, counts: pl.DataFrame, *, min_count: int, buckets: int) -> IdTable:
+        """Learn as :meth:`fit` does, from how often each id was seen (:func:`counted`)."""
+        return cls(Vocabulary.of_counts(counts, min_count=min_count).values, buckets)
 
     @property
     def rows(self) -> int:

@@ -38,8 +38,7 @@ def stats(log: EventLog, entity: Entity, as_of: datetime, coverage: timedelta) -
         The id, its code and one float32 column per name in `STATS`, for every entity with any event
         within `coverage` before `as_of`, by code.
     """
-    key = join_key(entity)
-    window = log.window(as_of - coverage, as_of)
+    key, code = join_key(entity), f"{entity}_code"
     kind = pl.col("event_type")
     masks = {
         "impressions": kind == "impression",
@@ -58,13 +57,15 @@ def stats(log: EventLog, entity: Entity, as_of: datetime, coverage: timedelta) -
         for days in WINDOWS_DAYS
         for what in COUNTED
     ]
-    return window.group_by(key, f"{entity}_code").agg(sums).sort(f"{entity}_code")
+    counted = log.window(as_of - coverage, as_of).group_by(key).agg(sums).collect(engine="streaming")
+    return counted.join(log.codes[entity], on=key).select(key, code, *STATS).sort(code)
 
 
 def known_items(log: EventLog, as_of: datetime, coverage: timedelta, min_events: int) -> pl.DataFrame:
     """Return item_id and item_code of items with at least `min_events` events in the days before `as_of`."""
-    counted = log.window(as_of - coverage, as_of).group_by("item_id", "item_code").len()
-    return counted.filter(pl.col("len") >= min_events).select("item_id", "item_code").sort("item_code")
+    counted = log.window(as_of - coverage, as_of).group_by("item_id").len().collect(engine="streaming")
+    frequent = counted.filter(pl.col("len") >= min_events)
+    return frequent.join(log.codes["item"], on="item_id").select("item_id", "item_code").sort("item_code")
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,22 @@ class Activity:
     """
 
     def __init__(self, log: EventLog, actions: tuple[str, ...] | None) -> None:
-        kind = pl.col("event_type").cast(pl.String)
+        kind = pl.col("event_type")
         chosen = kind != "impression" if actions is None else kind.is_in(list(actions))
-        events = log.coded.filter(chosen).with_columns(kind.alias("event_type"))
-        self.actions: tuple[str, ...] = tuple(sorted(events["event_type"].unique().to_list()))
+        known = {name for name, rows in log.record.counts.items() if rows > 0}
+        self.actions = tuple(sorted(known - {"impression"} if actions is None else known & set(actions)))
         position = {name: index for index, name in enumerate(self.actions)}
-        events = events.select(
-            "user_code",
-            "item_code",
-            pl.col("event_type").replace_strict(position, return_dtype=pl.Int16).alias("action"),
-            pl.col("event_timestamp").dt.epoch("us").alias("time_us"),
-        ).sort("user_code", "time_us", "item_code", "action")
+        events = (
+            log.coded(log.scan().filter(chosen))
+            .select(
+                "user_code",
+                "item_code",
+                kind.replace_strict(position, return_dtype=pl.Int16).alias("action"),
+                pl.col("event_timestamp").dt.epoch("us").alias("time_us"),
+            )
+            .collect(engine="streaming")
+            .sort("user_code", "time_us", "item_code", "action")
+        )
         self.user = events["user_code"].to_numpy()
         self.item = events["item_code"].to_numpy()
         self.action = events["action"].to_numpy()

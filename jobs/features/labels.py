@@ -12,35 +12,67 @@ import polars as pl
 
 from jobs.features.log import RESERVED, EventLog
 
+_READ = ("impression_id", "event_timestamp", "user_id", "item_id", "user_code", "item_code", "weight")
 
-def opportunities(log: EventLog) -> pl.DataFrame:
-    """Return one row per opportunity, by time.
 
-    Returns
-    -------
-    polars.DataFrame
-        impression_id, event_timestamp, user_id, item_id, user_code, item_code, weight, click (bool,
-        null where the log has no impressions), click_timestamp, conversion (bool),
-        conversion_timestamp, and the context columns.
+class Opportunities:
+    """The opportunities of a log with their outcomes, read from Parquet window by window.
+
+    What stays in memory are the outcomes: which impressions were clicked or converted, and when that was known.
+
+    Parameters
+    ----------
+    log
+        The ingested log.
+    since
+        Opportunities before it are left out; None for none.
+    known_at
+        Opportunities from then on are left out, and outcomes that had not arrived read as not happened; None for
+        the log as it ended.
     """
-    events = log.coded
-    has_impressions = bool((events["event_type"] == "impression").any())
-    base = "impression" if has_impressions else "click"
-    context = [name for name in events.columns if name not in (*RESERVED, "user_code", "item_code")]
-    rows = events.filter(pl.col("event_type") == base).select(
-        "impression_id", "event_timestamp", "user_id", "item_id", "user_code", "item_code", "weight", *context
-    )
-    for outcome in ("click", "conversion"):
-        arrived = (
-            events.filter((pl.col("event_type") == outcome) & pl.col("impression_id").is_not_null())
-            .group_by("impression_id")
-            .agg(pl.col("event_timestamp").min().alias(f"{outcome}_timestamp"))
+
+    def __init__(self, log: EventLog, *, since: datetime | None = None, known_at: datetime | None = None) -> None:
+        self._log = log
+        self.since, self.known_at = since, known_at
+        self.has_impressions = log.record.opportunity == "impression"
+        self._context = [name for name in log.scan().collect_schema().names() if name not in RESERVED]
+        self._arrived = {name: self._times_of(name) for name in ("click", "conversion")}
+
+    def _times_of(self, outcome: str) -> pl.DataFrame:
+        moment = pl.col("event_timestamp").min().alias(f"{outcome}_timestamp")
+        of_impression = (pl.col("event_type") == outcome) & pl.col("impression_id").is_not_null()
+        return self._log.scan().filter(of_impression).group_by("impression_id").agg(moment).collect(engine="streaming")
+
+    def between(self, start: datetime | None, end: datetime | None) -> pl.DataFrame:
+        """Return one row per opportunity in [start, end), by time; None for no bound.
+
+        Returns
+        -------
+        polars.DataFrame
+            impression_id, event_timestamp, user_id, item_id, user_code, item_code, weight, click (bool,
+            null where the log has no impressions), click_timestamp, conversion (bool),
+            conversion_timestamp, and the context columns.
+        """
+        start = max((moment for moment in (start, self.since) if moment is not None), default=None)
+        end = min((moment for moment in (end, self.known_at) if moment is not None), default=None)
+        base = "impression" if self.has_impressions else "click"
+        rows = (
+            self._log.coded(self._log.window(start, end).filter(pl.col("event_type") == base))
+            .select(*_READ, *self._context)
+            .collect()
         )
-        rows = rows.join(arrived, on="impression_id", how="left", maintain_order="left")
-        rows = rows.with_columns(pl.col(f"{outcome}_timestamp").is_not_null().alias(outcome))
-    if not has_impressions:
-        rows = rows.with_columns(pl.lit(None, dtype=pl.Boolean).alias("click"))
-    return rows.sort("event_timestamp", "user_code", "item_code", "impression_id")
+        for outcome, arrived in self._arrived.items():
+            rows = rows.join(arrived, on="impression_id", how="left", maintain_order="left")
+            rows = rows.with_columns(pl.col(f"{outcome}_timestamp").is_not_null().alias(outcome))
+        if not self.has_impressions:
+            rows = rows.with_columns(pl.lit(None, dtype=pl.Boolean).alias("click"))
+        rows = rows.sort("event_timestamp", "user_code", "item_code", "impression_id", maintain_order=True)
+        return rows if self.known_at is None else as_known_at(rows, self.known_at)
+
+
+def opportunities(log: EventLog, start: datetime | None = None, end: datetime | None = None) -> pl.DataFrame:
+    """Return the opportunities in [start, end) as :meth:`Opportunities.between` does, as the log ended."""
+    return Opportunities(log).between(start, end)
 
 
 def as_known_at(rows: pl.DataFrame, moment: datetime) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""The ingested event log and attribute tables as frames, with ids turned into dense codes.
+"""The ingested event log, read from Parquet in parts, and the attribute tables, with ids turned into dense codes.
 
 A code is the position of an id in the sorted list of all ids that the log or the attribute tables
 know. Codes are internal to one run; models see encodings (see `encode.py`), never codes.
@@ -54,12 +54,20 @@ class EventLog:
         """SHA-256 of the log's content."""
         return self.record.fingerprint
 
-    @cached_property
-    def events(self) -> pl.DataFrame:
-        """All events by time: event_timestamp, ids, event_type, impression_id, weight, context."""
+    def scan(self) -> pl.LazyFrame:
+        """Return all events by time, to be read in part: time, ids, event_type, impression_id, weight and context.
+
+        Nothing is read before it is collected; a test of `event_timestamp` skips the row groups of other times.
+        """
         files = sorted((self._home.lake / "events").glob("month=*/*.parquet"))
-        frames = [pl.read_parquet(file, hive_partitioning=False) for file in files]
-        return pl.concat(frames, how="diagonal_relaxed").with_columns(pl.col("event_type").cast(pl.Categorical))
+        return pl.scan_parquet(files, hive_partitioning=False)
+
+    def window(self, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
+        """Return the events in [start, end), to be read; None for no bound."""
+        found, moment = self.scan(), pl.col("event_timestamp")
+        if start is not None:
+            found = found.filter(moment >= start)
+        return found if end is None else found.filter(moment < end)
 
     def attributes(self, entity: Entity) -> pl.DataFrame:
         """Return the attribute table of an entity; ids alone where none was ingested."""
@@ -67,7 +75,7 @@ class EventLog:
         key = join_key(entity)
         if path.exists():
             return pl.read_parquet(path)
-        return self.events.select(pl.col(key).unique().sort())
+        return self._seen(key).sort(key)
 
     def attribute_columns(self, entity: Entity) -> Columns:
         """Return an entity's attributes by kind."""
@@ -86,43 +94,33 @@ class EventLog:
 
     def _codes(self, entity: Entity) -> pl.DataFrame:
         key = join_key(entity)
-        ids = pl.concat([self.events.select(key), self.attributes(entity).select(key)])
         return (
-            ids.unique()
+            pl.concat([self._seen(key), self.attributes(entity).select(key)])
+            .unique()
             .sort(key)
             .with_row_index(f"{entity}_code")
             .with_columns(pl.col(f"{entity}_code").cast(pl.Int64))
         )
 
-    @cached_property
-    def coded(self) -> pl.DataFrame:
-        """The events with user_code and item_code, sorted by time, user and item."""
-        return (
-            self.events.join(self.codes["user"], on="user_id", how="left")
-            .join(self.codes["item"], on="item_id", how="left")
-            .sort("event_timestamp", "user_code", "item_code", "event_type", maintain_order=True)
-        )
+    def _seen(self, key: str) -> pl.DataFrame:
+        """Return the distinct ids of the events, in any order."""
+        return self.scan().select(key).unique().collect(engine="streaming")
 
-    def window(self, start: datetime, end: datetime) -> pl.DataFrame:
-        """Return the coded events in [start, end) without reading the others."""
-        times = self.coded["event_timestamp"]
-        low, high = (int(times.search_sorted(moment, side="left")) for moment in (start, end))
-        return self.coded.slice(low, high - low)
-
-    def forget(self) -> None:
-        """Let go of the events; whoever asks for them reads them again."""
-        for name in ("events", "coded"):
-            self.__dict__.pop(name, None)
+    def coded(self, events: pl.LazyFrame) -> pl.LazyFrame:
+        """Return events with user_code and item_code, in their order."""
+        for entity, codes in self.codes.items():
+            events = events.join(codes.lazy(), on=join_key(entity), how="left", maintain_order="left")
+        return events
 
     @property
     def start(self) -> datetime:
         """Time of the first event."""
-        return self.events["event_timestamp"].min()  # type: ignore[return-value]
+        return self.record.start
 
     @property
     def end(self) -> datetime:
         """Time of the last event."""
-        return self.events["event_timestamp"].max()  # type: ignore[return-value]
+        return self.record.end
 
 
 def _by_kind(columns: Sequence[Column]) -> Columns:

@@ -24,6 +24,7 @@ from jobs.features.encode import (
 )
 from jobs.features.history import STATS, Activity, UserHistory, known_items, stats
 from jobs.features.log import EventLog
+from jobs.features.row_summary import RowSummary
 
 MIN_ITEM_COUNT = 5
 ID_BUCKETS = 16_384
@@ -95,6 +96,11 @@ class Tables:
         self._item_cats: np.ndarray | None = None
 
     @property
+    def log(self) -> EventLog:
+        """The log that is read."""
+        return self._log
+
+    @property
     def encoder(self) -> Encoder:
         """The encodings."""
         return self._encoder
@@ -162,7 +168,7 @@ def joined(log: EventLog, entity: Entity, as_of: datetime, codes: np.ndarray, co
 
 def fit_encoder(
     log: EventLog,
-    rows: pl.DataFrame,
+    rows: RowSummary,
     grid: list[datetime],
     actions: tuple[str, ...] | None,
     coverage: timedelta,
@@ -176,22 +182,22 @@ def fit_encoder(
     Parameters
     ----------
     rows
-        Opportunities as known at the training cut-off (see `labels.as_known_at`).
+        Summary of the opportunities as known at the training cut-off.
     grid
         The moments at which training reads features, ascending; the last is before the cut-off.
     """
     last = grid[-1]
     activity = Activity(log, actions)
     before = activity.time_us < int(last.timestamp() * 1_000_000)
-    seen_items = np.concatenate([activity.item[before], rows["item_code"].to_numpy()])
-    item_ids = log.codes["item"]["item_id"]
+    of_item = rows.of_item + np.bincount(activity.item[before], minlength=len(rows.of_item))
+    seen = {"user": np.flatnonzero(rows.of_user), "item": np.flatnonzero(of_item)}
+    item_ids = log.codes["item"]["item_id"][seen["item"]].cast(pl.String)
     columns: dict[str, list[str]] = {}
     vocabularies: dict[str, Vocabulary] = {}
     standardizers: dict[str, Standardizer] = {}
     for entity in ENTITIES:
         kinds = log.attribute_columns(entity)
-        codes = np.unique(rows[f"{entity}_code"].to_numpy() if entity == "user" else seen_items)
-        frame = joined(log, entity, last, codes, coverage)
+        frame = joined(log, entity, last, seen[entity], coverage)
         columns[f"{entity}_cats"] = list(kinds.categorical)
         columns[f"{entity}_nums"] = [*kinds.numeric, *STATS]
         for name in kinds.categorical:
@@ -200,12 +206,16 @@ def fit_encoder(
     context = log.context_columns
     columns["context_cats"], columns["context_nums"] = list(context.categorical), list(context.numeric)
     for name in context.categorical:
-        vocabularies[f"context:{name}"] = Vocabulary.fit(rows[name])
-    standardizers["context"] = Standardizer.fit(numeric_matrix(rows, columns["context_nums"]))
+        vocabularies[f"context:{name}"] = rows.vocabulary(name)
+    standardizers["context"] = rows.standardizer()
     return Encoder(
         vocabularies=vocabularies,
         standardizers=standardizers,
-        item_ids=IdTable.fit(item_ids[seen_items], min_count=MIN_ITEM_COUNT, buckets=ID_BUCKETS),
+        item_ids=IdTable.of_counts(
+            pl.DataFrame({"value": item_ids, "len": of_item[seen["item"]]}),
+            min_count=MIN_ITEM_COUNT,
+            buckets=ID_BUCKETS,
+        ),
         actions=list(activity.actions),
         sequence_length=sequence_length,
         interests=interests,

@@ -69,15 +69,17 @@ def _log(last: int) -> Any:
     times = [start + timedelta(hours=3 * step) for step in range(400)]
     events = pl.DataFrame(
         {"event_timestamp": times, "event_type": "purchase", "user_code": users, "item_code": items},
-        schema_overrides={"event_timestamp": pl.Datetime("us", "UTC"), "event_type": pl.Categorical},
+        schema_overrides={"event_timestamp": pl.Datetime("us", "UTC"), "event_type": pl.String},
     )
     codes = {
         entity: pl.DataFrame({f"{entity}_id": np.arange(size) + 100, f"{entity}_code": np.arange(size)})
         for entity, size in (("user", 12), ("item", 21))
     }
     cut, end = start + timedelta(days=21), start + timedelta(days=49)
+    known = events.head(400 - last).lazy()
+    record = SimpleNamespace(counts={"purchase": 400 - last})
     return SimpleNamespace(
-        log=SimpleNamespace(coded=events.head(400 - last), codes=codes, start=start),
+        log=SimpleNamespace(scan=lambda: known, coded=lambda read: read, record=record, codes=codes, start=start),
         config=SimpleNamespace(history_actions=None, coverage=timedelta(days=28)),
         splits=SimpleNamespace(upstream_end=cut, end=end),
         refresh_moments=lambda first, stop: [first + timedelta(days=7 * step) for step in range(4)],

@@ -101,8 +101,10 @@ def test_no_feature_is_newer_than_its_label_and_each_is_the_latest_allowed(home:
 def test_training_set_holds_every_label_once(home: Path) -> None:
     rows = shards(home, "ctr_ranker")
     ws = Workspace.open(home)
-    events = ws.log.events.filter(
-        (pl.col("event_type") == "impression") & (pl.col("event_timestamp") >= ws.splits.upstream_end)
+    events = (
+        ws.log.scan()
+        .collect()
+        .filter((pl.col("event_type") == "impression") & (pl.col("event_timestamp") >= ws.splits.upstream_end))
     )
     assert sorted(rows["impression_id"].to_list()) == sorted(events["impression_id"].to_list())
 
@@ -112,11 +114,16 @@ def test_snapshots_know_nothing_after_their_moment(home: Path) -> None:
     ws = Workspace.open(home)
     for snapshot in ws.ledger.snapshots(embedding_view("user", "v1"), accepted=True):
         frame = pl.read_parquet(home / snapshot.path)
-        seen = ws.log.events.filter(
-            (pl.col("event_timestamp") < snapshot.as_of)
-            & (pl.col("event_timestamp") >= snapshot.as_of - timedelta(days=TINY.coverage_days))
-            & (pl.col("event_type") == "purchase")
-        )["user_id"].unique()
+        seen = (
+            ws.log.scan()
+            .collect()
+            .filter(
+                (pl.col("event_timestamp") < snapshot.as_of)
+                & (pl.col("event_timestamp") >= snapshot.as_of - timedelta(days=TINY.coverage_days))
+                & (pl.col("event_type") == "purchase")
+            )["user_id"]
+            .unique()
+        )
         assert set(frame["user_id"].to_list()) == set(seen.to_list())
         length = frame.select(pl.col("embedding").list.eval(pl.element() ** 2).list.sum()).to_series()
         assert length.is_between(0.999, 1.001).all()

@@ -80,8 +80,10 @@ def test_a_user_is_the_mean_of_what_he_acted_on(ws: Workspace) -> None:
     ids, users, norms = model.infer("user", CUT)
     assert ids.to_list() == list(range(10))  # of what user 10 bought nothing is known
     item_ids, items, _ = model.infer("item", CUT)
-    events = ws.log.events.filter(
-        (pl.col("event_type") == "purchase") & (pl.col("user_id") == 4) & (pl.col("event_timestamp") < CUT)
+    events = (
+        ws.log.scan()
+        .collect()
+        .filter((pl.col("event_type") == "purchase") & (pl.col("user_id") == 4) & (pl.col("event_timestamp") < CUT))
     )
     age = (CUT - events["event_timestamp"]).dt.total_seconds().to_numpy() / 86_400
     counts = np.zeros(len(item_ids))

@@ -94,6 +94,19 @@ def test_refreshes_of_one_day_are_smoothed_with_the_day_before_and_do_not_compou
     assert [key for key in sources if key.startswith("snapshot")] == ["snapshot/user_embedding_v1-20171008T000000Z"]
 
 
+def test_what_the_gate_computes_again_is_computed_here_however_small(learned: Workspace) -> None:
+    class Workers:
+        def vectors(self, *_: object) -> tuple[np.ndarray, np.ndarray]:
+            raise AssertionError("sent to workers")
+
+    model = Upstream(learned, learned.ledger.space(learned.ledger.version("v1").space_id))
+    model._spark = Workers()  # type: ignore[assignment]
+    whole = np.arange(len(model.ids("item", CUT)))
+    assert len(model.infer("item", CUT, whole)[1]) == len(whole) > 0
+    with pytest.raises(AssertionError, match="sent to workers"):
+        model.infer("item", CUT)
+
+
 def test_what_was_readable_within_the_day_stays_readable(ws: Workspace) -> None:
     from jobs import apply
     from jobs.store import open_store

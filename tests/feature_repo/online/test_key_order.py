@@ -18,8 +18,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sizes=st.lists(st.integers(0, 20), max_size=6), rows_at_once=st.integers(1, 25), seed=st.integers(0, 99))
-def test_every_row_once_and_in_order(tmp_path: Path, sizes: list[int], rows_at_once: int, seed: int) -> None:
+@given(
+    sizes=st.lists(st.integers(0, 20), max_size=6),
+    rows_at_once=st.integers(1, 25),
+    piece=st.integers(1, 25),
+    seed=st.integers(0, 99),
+)
+def test_every_row_once_and_in_order(
+    tmp_path: Path, sizes: list[int], rows_at_once: int, piece: int, seed: int
+) -> None:
     ranks = np.random.default_rng(seed).permutation(sum(sizes))
     # Dictionaries that differ between parts, and lists with nulls: what a Parquet file may hold.
     whole = pa.table(
@@ -34,8 +41,12 @@ def test_every_row_once_and_in_order(tmp_path: Path, sizes: list[int], rows_at_o
     cuts = np.cumsum([0, *sizes])
     parts = [whole.slice(start, size) for start, size in zip(cuts, sizes, strict=False)]
     parts = [part.set_column(1, "text", part["text"].dictionary_encode()) for part in parts]
-    found = list(ordered(parts, ranks, rows_at_once, tmp_path))
-    assert all(table.num_rows == rows_at_once for table in found[:-1])
+    pieces = list(ordered(parts, ranks, rows_at_once, piece, tmp_path))
+    found = [table.cast(whole.schema) for table, _ in pieces]
+    ends = np.flatnonzero([last for _, last in pieces])
+    chunks = np.diff(np.cumsum([0, *(table.num_rows for table in found)])[[0, *(ends + 1)]])
+    assert not len(pieces) or ends[-1] == len(pieces) - 1
+    assert (chunks[:-1] == rows_at_once).all() and all(table.num_rows <= piece for table in found)
     assert sum(table.num_rows for table in found) == sum(sizes)
     if sum(sizes):
         assert pa.concat_tables(found).combine_chunks() == whole.take(pa.array(np.argsort(ranks))).combine_chunks()

@@ -16,9 +16,10 @@ import torch
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.lake import Home
 from jobs import ingest
-from jobs.features.batches import TrainingRows, grid_positions, moments
-from jobs.features.labels import as_known_at, opportunities
+from jobs.features.batches import ONE_STREAM, Grid, TrainingRows, moments, write_moments
+from jobs.features.labels import Opportunities
 from jobs.features.log import EventLog
+from jobs.features.row_summary import RowSummary
 from jobs.features.sampling import Sampling
 from jobs.features.slices import MappedSlice
 from jobs.features.tables import Tables, fit_encoder
@@ -35,22 +36,23 @@ class Ready:
 
     rows: TrainingRows
     tables: Tables
-    known: pl.DataFrame
-    grid: list[datetime]
+    opportunities: Opportunities
+    grid: Grid
     folder: Path
 
-    def written(self, name: str, sampling: Sampling, positives: str = "click") -> TrainingRows:
-        return TrainingRows.write(
-            self.folder / name,
-            self.tables,
-            self.known,
-            self.grid,
-            lag=LAG,
-            until=CUTOFF,
-            positives=positives,
-            activity_pairs=True,
-            sampling=sampling,
-        )
+    @property
+    def known(self) -> pl.DataFrame:
+        return self.opportunities.between(None, None)
+
+    def written(
+        self, name: str, sampling: Sampling = ONE_STREAM, positives: str = "click", ranks: int = 1
+    ) -> TrainingRows:
+        folder, catalogue = self.folder / name, sampling.uniform_negatives > 0
+        parts = [
+            write_moments(folder, self.tables, self.opportunities, self.grid, catalogue=catalogue, shard=(rank, ranks))
+            for rank in range(ranks)
+        ]
+        return TrainingRows.bind(folder, self.tables, parts, positives=positives, sampling=sampling)
 
 
 @pytest.fixture(scope="module")
@@ -80,24 +82,63 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Ready:
         )
     )
     log = EventLog(Home(Path(folder / "home")))
-    known = as_known_at(opportunities(log), CUTOFF)
-    grid = moments(START + timedelta(days=14), CUTOFF, timedelta(days=7))
-    encoder = fit_encoder(log, known, grid, ("view",), COVERAGE, sequence_length=5, interests=3, top_items=4)
-    tables = Tables(log, encoder, ("view",), COVERAGE)
-    made = TrainingRows.write(
-        folder / "rows", tables, known, grid, lag=LAG, until=CUTOFF, positives="click", activity_pairs=True
+    opportunities = Opportunities(log, known_at=CUTOFF)
+    grid = Grid(tuple(moments(START + timedelta(days=14), CUTOFF, timedelta(days=7))), LAG, CUTOFF)
+    summary = RowSummary(log, [opportunities.between(*window) for window in grid.windows()])
+    encoder = fit_encoder(
+        log, summary, list(grid.moments), ("view",), COVERAGE, sequence_length=5, interests=3, top_items=4
     )
-    return Ready(made, tables, known, grid, folder)
+    tables = Tables(log, encoder, ("view",), COVERAGE)
+    ready = Ready(None, tables, opportunities, grid, folder)  # type: ignore[arg-type]
+    return replace(ready, rows=ready.written("rows"))
 
 
-def test_grid_positions_take_the_last_moment_that_was_available() -> None:
-    grid = moments(START, START + timedelta(days=3), timedelta(days=1))
+def test_a_row_reads_the_last_moment_that_was_available() -> None:
+    grid = Grid(tuple(moments(START, START + timedelta(days=3), timedelta(days=1))), LAG, CUTOFF)
     times = [START + LAG - timedelta(microseconds=1), START + LAG, START + timedelta(days=1), START + timedelta(days=9)]
-    assert grid_positions(pl.Series(times), grid, LAG).tolist() == [-1, 0, 0, 2]
+    assert grid.read_by(pl.Series(times)).tolist() == [-1, 0, 0, 2]
+
+
+def test_windows_hold_every_time_once_and_each_moment_its_own(training: Ready) -> None:
+    windows = training.grid.windows()
+    starts, ends = zip(*windows, strict=True)
+    assert starts[1:] == ends[:-1] and starts[0] is None and ends[-1] == CUTOFF
+    assert starts[1:] == tuple(moment + LAG for moment in training.grid.moments)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 20])
+def test_ranks_read_disjoint_windows_that_hold_the_whole_log(training: Ready, ranks: int) -> None:
+    whole, shared = training.folder / "rows", training.folder / f"rows-of-{ranks}"
+    read: list[list[tuple[datetime | None, datetime | None]]] = []
+
+    class Watched(Opportunities):
+        def between(self, start: datetime | None, end: datetime | None) -> pl.DataFrame:
+            read[-1].append((start, end))
+            return super().between(start, end)
+
+    watched = Watched(training.tables.log, known_at=CUTOFF)
+    parts = []
+    for rank in range(ranks):
+        read.append([])
+        parts.append(
+            write_moments(shared, training.tables, watched, training.grid, catalogue=False, shard=(rank, ranks))
+        )
+    TrainingRows.bind(shared, training.tables, parts, positives="click")
+    assert sorted(itertools.chain(*read), key=lambda window: window[1]) == training.grid.windows()
+    assert max(map(len, read)) - min(map(len, read)) <= 1
+    names = sorted(file.name for file in whole.iterdir())
+    assert names == sorted(file.name for file in shared.iterdir()) and len(names) > 3
+    for name in set(names) - {"codes.npz"}:
+        assert (shared / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_rows_read_by_window_are_the_rows_read_at_once(training: Ready) -> None:
+    windows = [training.opportunities.between(*window) for window in training.grid.windows()]
+    assert pl.concat(windows).equals(training.known)
 
 
 def test_an_epoch_holds_every_row_once_and_is_repeatable(training: Ready) -> None:
-    made, known, grid = training.rows, training.known, training.grid
+    made, known, grid = training.rows, training.known, training.grid.moments
     batches = list(made.epoch(0, batch_rows=128, seed=1))
     assert len(batches) == made.steps(128)
     assert sum(len(batch.click) for batch in batches) == made.rows
@@ -117,7 +158,7 @@ def test_an_epoch_holds_every_row_once_and_is_repeatable(training: Ready) -> Non
 
 
 def test_activity_pairs_lie_between_their_moment_and_the_next(training: Ready) -> None:
-    made, grid = training.rows, training.grid
+    made, grid = training.rows, training.grid.moments
     counted = sum(len(batch.pos_user_index) for batch in made.epoch(0, batch_rows=128, seed=1))
     activity = training.tables.activity
     expected = 0
@@ -164,7 +205,7 @@ def assert_same(first: TrainBatch, second: TrainBatch) -> None:
 
 def test_rows_in_files_give_the_batches_of_tables_in_memory(training: Ready) -> None:
     """What is gathered from a mapped file is what the tables of that moment say, value by value."""
-    for moment, mapped in zip(training.grid, training.rows._slices, strict=True):
+    for moment, mapped in zip(training.grid.moments, training.rows._slices, strict=True):
         users = training.tables.users(moment)
         for name in ("code", "cats", "nums", "item_cats"):
             assert np.array_equal(getattr(users, name), getattr(mapped.users, name)), name
