@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "capacity.json"
 # Thousands of rows. The peak of memory of a refresh is the slope between its two sizes.
 SIZES = {"refresh": (50, 200), "int8": (200,), "gate": (50,), "redis": (50,)}
 RUNS = [(what, rows, dim) for dim in (64, 256) for what, sizes in SIZES.items() for rows in sizes]
-WEEKS = 8  # of the simulated log
+WEEKS, TIMES = 8, 5  # of the simulated log, and how many times the events of it a larger one has
 SEED, SMOOTHING = 7, 0.8
 
 
@@ -41,15 +41,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder for worlds and homes; kept and gone on with if given")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--what", nargs="*", choices=list(MEASURES), help="measure these alone, and keep the others")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one is not None:
         what, size, dim = chosen.one[0], int(chosen.one[1]), int(chosen.one[2])
         print(json.dumps(MEASURES[what](chosen.data, size, dim)), flush=True)
         return
-    records = []
+    runs = [run for run in [*RUNS, ("log", WEEKS, 0)] if not chosen.what or run[0] in chosen.what]
+    before = json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.what else []
+    records = [record for record in before if record["what"] not in chosen.what]
     with tempfile.TemporaryDirectory() if chosen.data is None else nullcontext(chosen.data) as folder:
-        for what, size, dim in [*RUNS, ("log", WEEKS, 0)]:
+        for what, size, dim in runs:
             command = [sys.executable, "-m", "benchmarks.capacity", "--one", what, str(size), str(dim)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(
@@ -153,27 +156,40 @@ def redis(folder: Path, thousands: int, dim: int) -> dict[str, Any]:
 
 
 def log(folder: Path, weeks: int, _: int) -> dict[str, Any]:
-    """Simulate a log, train on it and infer: bytes per event, samples and vectors per second."""
+    """Simulate a log, train on it and infer: bytes per event, samples and vectors per second.
+
+    What is read before is measured on a log of several times the events as well: what it keeps grows with them.
+    """
     from benchmarks import train
 
     size = _size(weeks)
     made = train.world(size, folder)
     prepared = train.prepare(size, folder)
     lake = folder / f"home-{size.name}" / "lake"
+    larger = _size(weeks, TIMES)
+    train.world(larger, folder)
+    train.prepare(larger, folder)
     record: dict[str, Any] = {
         "weeks": weeks,
         "users": size.users,
         "items": size.items,
         "impressions": made["impressions"],
         "events": json.loads((lake / "dataset.json").read_text())["rows"],
+        "larger_events": json.loads((folder / f"home-{larger.name}" / "lake" / "dataset.json").read_text())["rows"],
         "event_bytes": sum(file.stat().st_size for file in (lake / "events").rglob("*.parquet")),
         "prepare_seconds": prepared["seconds"],
     }
-    for name, engine in (("read", read), ("infer", train.refresh), ("train", train.our_loop)):
+    engines = (
+        ("read", read, 1),
+        ("larger_read", read, TIMES),
+        ("infer", train.refresh, 1),
+        ("train", train.our_loop, 1),
+    )
+    for name, engine, times in engines:
         # In a process of its own, whose memory and time are then those of the engine alone.
         call = f"from {engine.__module__} import {engine.__name__} as f"
         code = f"import json; from pathlib import Path; from benchmarks.capacity import _size; {call}; "
-        code += f"print(json.dumps(f(_size({weeks}), Path({str(folder)!r}))))"
+        code += f"print(json.dumps(f(_size({weeks}, {times}), Path({str(folder)!r}))))"
         done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         record |= {f"{name}_{key}": value for key, value in found.items()}
@@ -197,10 +213,11 @@ def read(size: Any, folder: Path) -> dict[str, Any]:
     return {"core_seconds": seconds, "memory_bytes": (peak_gb() - before) * 1e9, "rows": rows}
 
 
-def _size(weeks: int) -> Any:
+def _size(weeks: int, times: int = 1) -> Any:
     from benchmarks import train
 
-    return train.Size(f"{weeks} weeks", weeks * 50_000, 4_000, 1_000, weeks * 7, 30)
+    name = f"{weeks} weeks" if times == 1 else f"{weeks} weeks of {times} times the events"
+    return train.Size(name, weeks * 50_000 * times, 4_000, 1_000, weeks * 7, 30)
 
 
 def _vectors(rows: int, dim: int) -> tuple[Any, Any, Any]:

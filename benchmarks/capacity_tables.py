@@ -76,6 +76,9 @@ def unit_costs(results: Path) -> dict[str, dict[str, Any]]:
     gate_slope = (large["peak_rss_gb"] - small["peak_rss_gb"]) * 1e9 / (large["rows"] - small["rows"])
     gate_told = "benchmarks/results/gate.json, 1M and 10M rows of 64 floats"
     (log,) = of("log")
+    more = log["larger_events"] - log["events"]
+    log_slope = (log["larger_read_memory_bytes"] - log["read_memory_bytes"]) / more
+    log_told = f"{own}, log, growth of the peak between two sizes"
     # What a row costs the gate at ten million rows; for wider vectors by their ratio at the size of capacity.json.
     at = {r["dim"]: r["core_seconds"] for r in of("gate")}
     per_row = large["seconds"] / large["rows"]
@@ -94,9 +97,10 @@ def unit_costs(results: Path) -> dict[str, dict[str, Any]]:
         "refresh_base_bytes": refresh_base,
         "gate_memory_bytes": _value(gate_slope, "bytes per row", gate_told),
         "gate_base_bytes": _value(small["peak_rss_gb"] * 1e9 - gate_slope * small["rows"], "bytes", gate_told),
-        "log_memory_bytes": _value(log["read_memory_bytes"] / log["events"], "bytes per event", f"{own}, log"),
+        "log_memory_bytes": _value(log_slope, "bytes per event", log_told),
+        "log_base_bytes": _value(max(0.0, log["read_memory_bytes"] - log_slope * log["events"]), "bytes", log_told),
         "log_read_core_seconds": _value(
-            log["read_core_seconds"] / log["events"], "core seconds per event", f"{own}, log"
+            log["larger_read_core_seconds"] / log["larger_events"], "core seconds per event", f"{own}, log"
         ),
         "infer_core_seconds": _value(1 / log["infer_per_s"], "core seconds per vector", f"{own}, log"),
         "smooth_core_seconds": row("refresh", "smooth_core_seconds", unit="core seconds per row"),

@@ -34,11 +34,8 @@ def prepare(folder: Path, size: int) -> None:
 
 
 def feature_store(folder: Path, store: str, port: int, size: int, engine: str, home: str) -> Any:
-    """Return a Feast store with the view ``items`` of a size and the small view ``warm``."""
-    from feast import Entity, FeatureStore, FeatureView, Field, FileSource
-    from feast.repo_config import RepoConfig
-    from feast.types import Array, Float32, Int64
-    from feast.value_type import ValueType
+    """Return a Feast store on DuckDB with the view ``items`` of a size and the small view ``warm``."""
+    from feast import FileSource
 
     place = folder / home
     place.mkdir(exist_ok=True)
@@ -47,16 +44,24 @@ def feature_store(folder: Path, store: str, port: int, size: int, engine: str, h
         if store == "sqlite"
         else {"type": "redis", "connection_string": f"127.0.0.1:{port}"}
     )
-    config = RepoConfig(
-        project="bench",
-        provider="local",
-        registry=str(place / "registry.db"),
-        online_store=online,
-        offline_store={"type": "duckdb"},
-        batch_engine={"type": engine},
-        entity_key_serialization_version=3,
-        repo_path=place,
-    )
+    settings = {
+        "registry": str(place / "registry.db"),
+        "online_store": online,
+        "offline_store": {"type": "duckdb"},
+        "batch_engine": {"type": engine},
+        "repo_path": place,
+    }
+    return store_with(settings, folder, size, FileSource)
+
+
+def store_with(settings: dict[str, Any], folder: Path, size: int, source: Callable[..., Any]) -> Any:
+    """Return a Feast store of given settings with both views of :func:`prepare`'s files, read as a kind of source."""
+    from feast import Entity, FeatureStore, FeatureView, Field
+    from feast.repo_config import RepoConfig
+    from feast.types import Array, Float32, Int64
+    from feast.value_type import ValueType
+
+    config = RepoConfig(project="bench", provider="local", entity_key_serialization_version=3, **settings)
     opened = FeatureStore(config=config)
     item = Entity(name="item_id", join_keys=["item_id"], value_type=ValueType.INT64)
     views = [
@@ -65,7 +70,7 @@ def feature_store(folder: Path, store: str, port: int, size: int, engine: str, h
             entities=[item],
             ttl=timedelta(days=7),
             schema=[Field(name="item_id", dtype=Int64), Field(name="embedding", dtype=Array(Float32))],
-            source=FileSource(
+            source=source(
                 name=f"{name}_source",
                 path=str(folder / f"items_{rows}.parquet"),
                 timestamp_field="event_timestamp",

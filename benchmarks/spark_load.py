@@ -19,11 +19,12 @@ import sys
 import tempfile
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.online import redis_server
-from benchmarks.online_engines import DIM, MOMENT, WARM_ROWS, prepare
+from benchmarks.online_engines import DIM, MOMENT, prepare, store_with
 from benchmarks.scale import RESULTS, SPARK_CONF, Peak, merge
 
 SIZES = (20_000, 200_000)
@@ -35,48 +36,18 @@ ENGINES = {
 
 def load(folder: Path, engine: str, size: int, port: int) -> dict[str, Any]:
     """Load one view in this process and return seconds and memory."""
-    from feast import Entity, FeatureStore, FeatureView, Field
     from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
-    from feast.repo_config import RepoConfig
-    from feast.types import Array, Float32, Int64
-    from feast.value_type import ValueType
 
     # Feast's engine leaves to Spark which Python its workers run: the first python3 of the path.
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    store = FeatureStore(
-        config=RepoConfig(
-            project="bench",
-            provider="local",
-            registry=str(folder / f"registry_{engine}.db"),
-            online_store={"type": "redis", "connection_string": f"127.0.0.1:{port}"},
-            offline_store={"type": "spark", "spark_conf": {**SPARK_CONF, "spark.sql.session.timeZone": "UTC"}},
-            batch_engine=ENGINES[engine],
-            entity_key_serialization_version=3,
-            repo_path=folder,
-        )
-    )
-    item = Entity(name="item_id", join_keys=["item_id"], value_type=ValueType.INT64)
-    store.apply(
-        [
-            item,
-            *(
-                FeatureView(
-                    name=name,
-                    entities=[item],
-                    ttl=timedelta(days=7),
-                    schema=[Field(name="item_id", dtype=Int64), Field(name="embedding", dtype=Array(Float32))],
-                    source=SparkSource(
-                        name=f"{name}_source",
-                        path=str(folder / f"items_{rows}.parquet"),
-                        file_format="parquet",
-                        timestamp_field="event_timestamp",
-                        created_timestamp_column="created",
-                    ),
-                )
-                for name, rows in (("items", size), ("warm", WARM_ROWS))
-            ),
-        ]
-    )
+    settings = {
+        "registry": str(folder / f"registry_{engine}.db"),
+        "online_store": {"type": "redis", "connection_string": f"127.0.0.1:{port}"},
+        "offline_store": {"type": "spark", "spark_conf": {**SPARK_CONF, "spark.sql.session.timeZone": "UTC"}},
+        "batch_engine": ENGINES[engine],
+        "repo_path": folder,
+    }
+    store = store_with(settings, folder, size, partial(SparkSource, file_format="parquet"))
     span = (MOMENT - timedelta(days=1), MOMENT + timedelta(days=1))
     with Peak() as peak, contextlib.redirect_stdout(io.StringIO()):
         store.materialize(*span, feature_views=["warm"])

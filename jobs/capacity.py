@@ -200,14 +200,14 @@ def _storage(work: Workload, units: UnitCosts) -> list[Line]:
 
 def _memory(work: Workload, units: UnitCosts) -> list[Line]:
     online = _rows(work) * units.row("redis_bytes", work.dim) / GB
-    log = work.users * work.events * work.days * units.one("log_memory_bytes") / GB
+    log = (units.one("log_base_bytes") + work.users * work.events * work.days * units.one("log_memory_bytes")) / GB
     most = max(work.users, work.items)
     refresh = units.one("refresh_base_bytes") / GB + most * units.row("refresh_memory_bytes", work.dim) / GB
     gate = units.one("gate_base_bytes") / GB + most * units.one("gate_memory_bytes") / GB
     bank = work.versions * work.items * units.row("twin_bytes", work.dim) / GB
     return [
         Line("memory", "online store", "GB", online, online, "rows, in Redis"),
-        Line("memory", "refresh: the log", "GB", log, log, "events within the days, in one process"),
+        Line("memory", "refresh: what it keeps of the log", "GB", log, log, "events within the days, in one process"),
         Line("memory", "refresh: the vectors", "GB", refresh, refresh, "rows of the larger entity, in one process"),
         Line("memory", "gate", "GB", gate, gate, "rows of the larger entity, in one process"),
         Line("memory", "items of a server", "GB", bank, bank, "items, mapped; shared by its processes"),
@@ -334,8 +334,8 @@ def _limits(work: Workload, units: UnitCosts) -> list[Limit]:
             "refresh in partitions (docs/scale.md), or fewer floats",
         ),
         (
-            f"a refresh holds log and vectors in one process: {work.machine_memory:g} GB",
-            max(0.0, memory - units.one("refresh_base_bytes")) / in_process,
+            f"a refresh holds actions and vectors in one process: {work.machine_memory:g} GB",
+            max(0.0, memory - units.one("refresh_base_bytes") - units.one("log_base_bytes")) / in_process,
             "refresh in partitions, a shorter coverage_days, a larger machine",
         ),
         (

@@ -129,6 +129,7 @@ def prepare(
         device=training_device(settings),
         progress=lambda done, total: progress(f"train {settings.version}: read rows", done, total),
     )
+    ws.log.check_same()
     positives = settings.positives if summary.conversions else "click"
     training = TrainingRows.bind(folder, tables, parts, positives=positives, sampling=sampling)
     if training.rows == 0:
@@ -163,6 +164,7 @@ def _counted(opportunities: Opportunities, grid: Grid, label: str, progress: Pro
     for done, window in enumerate(windows):
         progress(label, done, len(windows))
         yield opportunities.between(*window)
+    progress(label, len(windows), len(windows))
 
 
 def model_config(

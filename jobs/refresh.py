@@ -300,6 +300,7 @@ def run(
             if upstream is None:
                 upstream = upstream_at(ws, version, as_of)
             waiting.append(candidate(ws, upstream, entity, version, as_of))
+            ws.log.check_same()
             if bridge is None:
                 publications += _publish(ws, [waiting.pop()], as_of, space)
         if waiting:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+_ENDED = "Another rank ended; what it said stands above."
 Count = Callable[[int, int], None]  # of windows: done, total
 
 
@@ -88,7 +89,7 @@ def run_all(ws: Workspace, versions: Sequence[str], *, progress: Progress = sile
     ConfigError, NotReadyError
         As :func:`jobs.train_upstream.run`, on rank 0.
     HeadwaterError
-        On the other ranks, if rank 0 ended.
+        If another rank ended.
     """
     from jobs import train_upstream
     from jobs.prepare_upstream import training_device
@@ -105,7 +106,7 @@ def together(ws: Workspace, device: str, train: Callable[[], T]) -> T | None:
     Raises
     ------
     HeadwaterError
-        On the other ranks, if rank 0 ended.
+        If another rank ended.
     """
     from models import ranks
 
@@ -128,18 +129,16 @@ def write_rows(
     reading: Reading, tables: Tables, opportunities: Opportunities, *, device: str, progress: Count
 ) -> list[Written]:
     """Write the training rows of all moments, together with the other ranks; return what each of them wrote."""
-    from models import ranks
-
     _share(device, reading)
-    return ranks.collected(_write(reading, tables, opportunities, progress))
+    return _write(reading, tables, opportunities, progress)
 
 
-def _write(reading: Reading, tables: Tables, opportunities: Opportunities, progress: Count = _quiet) -> Written:
+def _write(reading: Reading, tables: Tables, opportunities: Opportunities, progress: Count = _quiet) -> list[Written]:
     from jobs.features.batches import write_moments
     from models import ranks
 
     shard = (ranks.rank(), ranks.world())
-    return write_moments(
+    written = write_moments(
         reading.rows,
         tables,
         opportunities,
@@ -148,6 +147,10 @@ def _write(reading: Reading, tables: Tables, opportunities: Opportunities, progr
         shard=shard,
         progress=progress,
     )
+    try:
+        return ranks.collected(written)
+    except RuntimeError as error:
+        raise HeadwaterError(_ENDED) from error
 
 
 def _share(device: str, task: Reading | Task | None) -> Reading | Task | None:
@@ -164,7 +167,7 @@ def _follow(ws: Workspace, device: str) -> None:
         try:
             task = _share(device, None)
         except RuntimeError as error:
-            raise HeadwaterError("Rank 0 ended; what it said stands above.") from error
+            raise HeadwaterError(_ENDED) from error
         if task is None:
             return
         if isinstance(task, Reading):
@@ -178,9 +181,14 @@ def _read_part(ws: Workspace, task: Reading) -> None:
     from jobs.features.tables import Tables
     from models import ranks
 
+    if not task.rows.is_dir():
+        raise ConfigError(
+            f"Rank {ranks.rank()} does not see {task.rows}, which rank 0 made: all ranks need the same home folder, on "
+            "a shared file system where they are on several machines."
+        )
     tables = Tables(ws.log, task.encoder, ws.config.history_actions, ws.config.coverage)
     opportunities = Opportunities(ws.log, since=task.since, known_at=task.grid.until)
-    ranks.collected(_write(task, tables, opportunities))
+    _write(task, tables, opportunities)
 
 
 def _take_part(task: Task) -> None:

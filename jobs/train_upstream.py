@@ -227,6 +227,8 @@ def fit_upstream(
     from models.upstream.derm import DERM
 
     version = settings.version
+    if settings.start_from is not None and ranks.world() > 1:
+        raise ConfigError(f"{version} goes on from another model's weights, which one process does: leave out --ranks.")
     old = None if settings.start_from is None else Start.load(ws, ws.ledger.space(settings.start_from))
     beside = checkpoints.parent if checkpoints else ws.home.artifacts
     with scratch(beside, "rows") as folder:
@@ -237,10 +239,6 @@ def fit_upstream(
             seed_item_rows(model, ready.tables, ready.cutoff)
             trained: Any = model.to(device)
             passes = max(preset.train.epochs, min(MAX_EPOCHS, ceil(MIN_STEPS / steps)))
-        elif ranks.world() > 1:
-            raise ConfigError(
-                f"{version} goes on from another model's weights, which one process does: leave out --ranks."
-            )
         else:
             model, passes = old.model.to(device), preset.train.epochs
             trained = Aligned(model, copy.deepcopy(model), settings.alignment or 0.0)

@@ -21,7 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from feature_repo.contracts.errors import ConfigError
 
-# Ranks wait for each other while one of them reads a log; a dead rank is noticed by its closed connection, not by this.
+# Ranks wait while rank 0 counts a log, and for the slowest to read its share. A dead one is noticed by its closed
+# connection, not by this.
 PATIENCE = timedelta(hours=12)
 # Gathers of a step have a group of their own: backward runs them while DDP sends gradients through the main one.
 _gathers: list[Any] = []

@@ -92,7 +92,7 @@ class Writer(Protocol):
     scratch: Path | None
 
     def write(self, batch: Batch) -> None:
-        """Store a batch whole, as Feast would have."""
+        """Store a batch as Feast would have: whole, together with those before it that were not `last`."""
 
     def close(self) -> None:
         """Give back what was opened."""

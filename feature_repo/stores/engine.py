@@ -15,7 +15,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,7 @@ class ArrowComputeEngineConfig(FeastConfigBaseModel):
     """Feast's own setting: data frames of its own way, "pandas" or "polars"."""
 
     chunk_mb: float = Field(32.0, gt=0)
-    """About how much is packed and stored at once; ``online_write_batch_size`` gives rows instead."""
+    """About how much is stored at once, whole or not at all; ``online_write_batch_size`` gives rows instead."""
 
     wait_seconds: float = Field(30.0, ge=0)
     """How long to wait for another process that holds the SQLite file."""
@@ -70,7 +70,7 @@ class ArrowComputeEngineConfig(FeastConfigBaseModel):
 class ArrowComputeEngine(LocalComputeEngine):
     """Feast's local engine with another way of materializing.
 
-    A view is stored in batches, each whole or not at all. Feast moves the view's watermark after the last one, so a
+    A view is stored in chunks, each whole or not at all. Feast moves the view's watermark after the last one, so a
     run that was killed or failed is run again: what is stored already is passed over (Redis) or written again
     as it is (SQLite).
     """
@@ -149,7 +149,7 @@ def _one_behind(writer: Writer, advance: Callable[[int], object], name: str) -> 
             waiting.append(thread.submit(write, batch))
 
         def write(batch: Batch) -> None:
-            with durable(f"online rows {name}"):
+            with durable(f"online rows {name}") if batch.last else nullcontext():
                 writer.write(batch)
             advance(len(batch))
 

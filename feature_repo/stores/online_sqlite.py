@@ -1,4 +1,4 @@
-"""Batches into Feast's SQLite online store: one row per entity and feature, a transaction per batch."""
+"""Batches into Feast's SQLite online store: one row per entity and feature, a transaction per chunk."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class SqliteWriter:
     def __init__(self, place: SqlitePlace, wait_seconds: float) -> None:
         self._path, self._table = place.path, quoted(place.table)
         self.scratch: Path | None = place.path.parent
+        self._broken = False
         with _errors(self._path):
             self._connection = sqlite3.connect(
                 self._path, timeout=wait_seconds, isolation_level=None, check_same_thread=False
@@ -58,6 +59,8 @@ class SqliteWriter:
     def write(self, batch: Batch) -> None:
         """Store a batch with those before it since the last one that was `last`: all of them or none.
 
+        Once a batch failed, nothing more is taken: those before it are gone.
+
         Raises
         ------
         BusyError
@@ -65,29 +68,35 @@ class SqliteWriter:
         OnlineStoreError
             If it cannot be written.
         """
+        if self._broken:
+            raise OnlineStoreError(f"A batch for {self._path} was not stored, so none after it is. Load again.")
+        try:
+            with _errors(self._path):
+                self._insert(batch)
+                if batch.last:
+                    with durable("online rows"):
+                        self._connection.execute("COMMIT")
+        except BaseException:
+            self._broken = True
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _insert(self, batch: Batch) -> None:
         event, created = (_stored_moments(clock, len(batch)) for clock in (batch.times, batch.created))
         features = {name: (values, _texts(*batch.columns[name])) for name, values in batch.values.items()}
         size = batch.keys.nbytes + sum(values.nbytes for values in batch.values.values())
         rows = max(1, int(len(batch) * min(1.0, _STATEMENT_BYTES / max(size, 1))))
-        with _errors(self._path):
-            if not self._connection.in_transaction:
-                self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                for start in range(0, len(batch), rows):
-                    part = slice(start, start + rows)
-                    cut = {
-                        name: (values[part], None if texts is None else texts[part])
-                        for name, (values, texts) in features.items()
-                    }
-                    upsert = Upsert(self._table, batch.keys[part], cut, event[part], created[part])
-                    self._connection.execute(upsert.sql, upsert.parameters)
-                if batch.last:
-                    with durable("online rows"):
-                        self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        if not self._connection.in_transaction:
+            self._connection.execute("BEGIN IMMEDIATE")
+        for start in range(0, len(batch), rows):
+            part = slice(start, start + rows)
+            cut = {
+                name: (values[part], None if texts is None else texts[part])
+                for name, (values, texts) in features.items()
+            }
+            upsert = Upsert(self._table, batch.keys[part], cut, event[part], created[part])
+            self._connection.execute(upsert.sql, upsert.parameters)
 
     def close(self) -> None:
         """Close the database."""

@@ -257,6 +257,8 @@ def write_moments(
 
     Parameters
     ----------
+    folder
+        Has to be there, for all ranks the same one.
     tables
         Reader of the log with the model's encodings.
     rows
@@ -264,16 +266,14 @@ def write_moments(
     catalogue
         Whether a moment keeps all items known at it, to draw uniform negatives from.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
     without_history = 0
     windows = list(enumerate(grid.windows()))[shard[0] :: shard[1]]
     for done, (number, (start, end)) in enumerate(windows):
-        chosen = rows.between(start, end)
         if number == 0:
-            without_history += chosen.height
+            without_history += rows.count(start, end)
         else:
-            moment = grid.moments[number - 1]
+            moment, chosen = grid.moments[number - 1], rows.between(start, end)
             pairs = tables.activity.between(*grid.pairs(number - 1))
             part, dropped = _slice(tables, moment, chosen, pairs, catalogue)
             without_history += dropped

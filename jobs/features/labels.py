@@ -43,6 +43,16 @@ class Opportunities:
         of_impression = (pl.col("event_type") == outcome) & pl.col("impression_id").is_not_null()
         return self._log.scan().filter(of_impression).group_by("impression_id").agg(moment).collect(engine="streaming")
 
+    def count(self, start: datetime | None, end: datetime | None) -> int:
+        """Return how many opportunities lie in [start, end)."""
+        return int(self._events(start, end).select(pl.len()).collect(engine="streaming").item())
+
+    def _events(self, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
+        start = max((moment for moment in (start, self.since) if moment is not None), default=None)
+        end = min((moment for moment in (end, self.known_at) if moment is not None), default=None)
+        base = "impression" if self.has_impressions else "click"
+        return self._log.window(start, end).filter(pl.col("event_type") == base)
+
     def between(self, start: datetime | None, end: datetime | None) -> pl.DataFrame:
         """Return one row per opportunity in [start, end), by time; None for no bound.
 
@@ -53,14 +63,7 @@ class Opportunities:
             null where the log has no impressions), click_timestamp, conversion (bool),
             conversion_timestamp, and the context columns.
         """
-        start = max((moment for moment in (start, self.since) if moment is not None), default=None)
-        end = min((moment for moment in (end, self.known_at) if moment is not None), default=None)
-        base = "impression" if self.has_impressions else "click"
-        rows = (
-            self._log.coded(self._log.window(start, end).filter(pl.col("event_type") == base))
-            .select(*_READ, *self._context)
-            .collect()
-        )
+        rows = self._log.coded(self._events(start, end)).select(*_READ, *self._context).collect()
         for outcome, arrived in self._arrived.items():
             rows = rows.join(arrived, on="impression_id", how="left", maintain_order="left")
             rows = rows.with_columns(pl.col(f"{outcome}_timestamp").is_not_null().alias(outcome))

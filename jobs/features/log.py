@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 
 import polars as pl
 
+from feature_repo.contracts.errors import NotReadyError
 from feature_repo.contracts.naming import join_key
 from feature_repo.contracts.types import Entity
 from feature_repo.lake import Home
@@ -48,6 +50,7 @@ class EventLog:
     def __init__(self, home: Home) -> None:
         self._home = home
         self.record: Dataset = ingest_dataset.load(home)
+        self._seen: dict[str, pl.DataFrame] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -59,8 +62,11 @@ class EventLog:
 
         Nothing is read before it is collected; a test of `event_timestamp` skips the row groups of other times.
         """
-        files = sorted((self._home.lake / "events").glob("month=*/*.parquet"))
-        return pl.scan_parquet(files, hive_partitioning=False)
+        return pl.scan_parquet(self._files, hive_partitioning=False)
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        return sorted(self._home.lake / name for name in self.record.files if name.startswith("events/"))
 
     def window(self, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
         """Return the events in [start, end), to be read; None for no bound."""
@@ -75,7 +81,7 @@ class EventLog:
         key = join_key(entity)
         if path.exists():
             return pl.read_parquet(path)
-        return self._seen(key).sort(key)
+        return self._ids(key)
 
     def attribute_columns(self, entity: Entity) -> Columns:
         """Return an entity's attributes by kind."""
@@ -95,16 +101,25 @@ class EventLog:
     def _codes(self, entity: Entity) -> pl.DataFrame:
         key = join_key(entity)
         return (
-            pl.concat([self._seen(key), self.attributes(entity).select(key)])
+            pl.concat([self._ids(key), self.attributes(entity).select(key)])
             .unique()
             .sort(key)
             .with_row_index(f"{entity}_code")
             .with_columns(pl.col(f"{entity}_code").cast(pl.Int64))
         )
 
-    def _seen(self, key: str) -> pl.DataFrame:
-        """Return the distinct ids of the events, in any order."""
-        return self.scan().select(key).unique().collect(engine="streaming")
+    def _ids(self, key: str) -> pl.DataFrame:
+        """Return the distinct ids of the events, sorted; they are read once."""
+        if key not in self._seen:
+            self._seen[key] = self.scan().select(key).unique().collect(engine="streaming").sort(key)
+        return self._seen[key]
+
+    def check_same(self) -> None:
+        """Raise NotReadyError if another log was ingested over this one: what was read may be of both."""
+        if ingest_dataset.load(self._home).fingerprint != self.fingerprint:
+            raise NotReadyError(
+                f"Another log was ingested into {self._home.root} while this one was read. Run the command again."
+            )
 
     def coded(self, events: pl.LazyFrame) -> pl.LazyFrame:
         """Return events with user_code and item_code, in their order."""

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from feature_repo.contracts.errors import BusyError, NotReadyError, OnlineStoreE
 from feature_repo.stores.online_redis import RedisWriter
 from feature_repo.stores.online_sqlite import SqliteWriter
 from feature_repo.stores.packed import EmbeddingReader
+from feature_repo.stores.places import SqlitePlace, place_of
 from tests.feature_repo.online.conftest import RedisServer
 from tests.feature_repo.online.online_cases import (
     OURS,
@@ -252,6 +254,54 @@ def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     load(store)
     assert connection.execute("SELECT count(*) FROM shop_view").fetchone() == (COUNT,)
     connection.close()
+
+
+def test_a_chunk_in_pieces_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = shop(tmp_path, {"type": "sqlite"}, {**ENGINE, "chunk_mb": 0.01})
+    monkeypatch.setattr("feature_repo.stores.engine._PIECE_BYTES", 700.0)
+    sizes: list[tuple[int, bool]] = []
+    write = SqliteWriter.write
+
+    def watched(self: SqliteWriter, batch: Any) -> None:
+        sizes.append((len(batch), batch.last))
+        write(self, batch)
+
+    monkeypatch.setattr(SqliteWriter, "write", watched)
+    connection = sqlite3.connect(tmp_path / "s" / "online.db")
+    connection.execute(
+        "CREATE TRIGGER refuse BEFORE INSERT ON shop_view WHEN (SELECT count(*) FROM shop_view) = 420 "
+        "BEGIN SELECT RAISE(ABORT, 'disk trouble'); END"
+    )
+    connection.commit()
+    with pytest.raises(OnlineStoreError, match="disk trouble"):
+        load(store)
+    ends = np.cumsum([rows for rows, _ in sizes])[[last for _, last in sizes]]
+    assert len(sizes) > 2 * len(ends) > 2
+    whole = int(ends[ends < 420][-1])
+    assert connection.execute("SELECT count(*) FROM shop_view").fetchone() == (whole,)
+    connection.execute("DROP TRIGGER refuse")
+    connection.commit()
+    load(store)
+    assert connection.execute("SELECT count(*) FROM shop_view").fetchone() == (COUNT,)
+    connection.close()
+
+
+def test_after_a_batch_that_failed_none_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = shop(tmp_path, {"type": "sqlite"})
+    batches: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteWriter, "write", lambda self, batch: batches.append((self, batch)))
+        load(store)
+    place = place_of(store.config, store._provider.online_store, store.get_feature_view("view"))
+    assert isinstance(place, SqlitePlace)
+    writer, (first, second, third) = SqliteWriter(place, 0.2), [batch for _, batch in batches[:3]]
+    writer.write(replace(first, last=False))
+    with pytest.raises(TypeError):
+        writer.write(replace(second, times=None, last=False))
+    with pytest.raises(OnlineStoreError, match="Load again"):
+        writer.write(third)
+    writer.close()
+    assert "shop_view" not in sqlite_contents(tmp_path / "s") or not sqlite_contents(tmp_path / "s")["shop_view"]
 
 
 def test_a_damaged_file_and_a_missing_table(tmp_path: Path) -> None:

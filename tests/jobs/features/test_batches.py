@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ import polars as pl
 import pytest
 import torch
 
-from feature_repo.contracts.errors import ConfigError
+from feature_repo.contracts.errors import ConfigError, NotReadyError
 from feature_repo.lake import Home
 from jobs import ingest
 from jobs.features.batches import ONE_STREAM, Grid, TrainingRows, moments, write_moments
@@ -48,6 +49,7 @@ class Ready:
         self, name: str, sampling: Sampling = ONE_STREAM, positives: str = "click", ranks: int = 1
     ) -> TrainingRows:
         folder, catalogue = self.folder / name, sampling.uniform_negatives > 0
+        folder.mkdir()
         parts = [
             write_moments(folder, self.tables, self.opportunities, self.grid, catalogue=catalogue, shard=(rank, ranks))
             for rank in range(ranks)
@@ -104,17 +106,52 @@ def test_windows_hold_every_time_once_and_each_moment_its_own(training: Ready) -
     starts, ends = zip(*windows, strict=True)
     assert starts[1:] == ends[:-1] and starts[0] is None and ends[-1] == CUTOFF
     assert starts[1:] == tuple(moment + LAG for moment in training.grid.moments)
+    for index, window in enumerate(windows, start=-1):
+        assert (training.grid.read_by(training.opportunities.between(*window)["event_timestamp"]) == index).all()
+
+
+def test_rows_since_a_moment_are_those_of_the_whole_from_then_on(training: Ready) -> None:
+    since = START + timedelta(days=20, hours=5)
+    later = Opportunities(training.tables.log, since=since, known_at=CUTOFF)
+    expected = training.known.filter(pl.col("event_timestamp") >= since)
+    windows = [later.between(*window) for window in training.grid.windows()]
+    assert pl.concat(windows).equals(expected) and 0 < expected.height < training.known.height
+    assert [later.count(*window) for window in training.grid.windows()] == [rows.height for rows in windows]
+
+
+def test_a_log_that_is_replaced_while_it_is_read_is_noticed(training: Ready, tmp_path: Path) -> None:
+    shutil.copytree(training.folder / "home", tmp_path / "home")
+    log = EventLog(Home(tmp_path / "home"))
+    log.check_same()
+    other = pl.DataFrame({"event_timestamp": [START], "user_id": [1], "item_id": [2], "event_type": ["click"]})
+    other.write_parquet(tmp_path / "other.parquet")
+    ingest.run(
+        ingest.IngestConfig(
+            home=tmp_path / "home",
+            name="other",
+            events=(str(tmp_path / "other.parquet"),),
+            now=START + timedelta(days=400),
+            replace=True,
+        )
+    )
+    with pytest.raises(NotReadyError, match="Run the command again"):
+        log.check_same()
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 20])
 def test_ranks_read_disjoint_windows_that_hold_the_whole_log(training: Ready, ranks: int) -> None:
     whole, shared = training.folder / "rows", training.folder / f"rows-of-{ranks}"
+    shared.mkdir()
     read: list[list[tuple[datetime | None, datetime | None]]] = []
 
     class Watched(Opportunities):
         def between(self, start: datetime | None, end: datetime | None) -> pl.DataFrame:
             read[-1].append((start, end))
             return super().between(start, end)
+
+        def count(self, start: datetime | None, end: datetime | None) -> int:
+            read[-1].append((start, end))
+            return super().count(start, end)
 
     watched = Watched(training.tables.log, known_at=CUTOFF)
     parts = []
