@@ -122,6 +122,7 @@ def prepare(
         )
     )
     tables = Tables(ws.log, encoder, actions, coverage)
+    folder.mkdir(parents=True, exist_ok=True)
     parts = train_ranks.write_rows(
         train_ranks.Reading(folder, encoder, grid, since, catalogue=sampling.uniform_negatives > 0),
         tables,
