@@ -187,7 +187,8 @@ def log(folder: Path, weeks: int, _: int) -> dict[str, Any]:
     )
     for name, engine, times in engines:
         # In a process of its own, whose memory and time are then those of the engine alone.
-        call = f"from {engine.__module__} import {engine.__name__} as f"
+        module = __spec__.name if engine is read else engine.__module__  # not __main__
+        call = f"from {module} import {engine.__name__} as f"
         code = f"import json; from pathlib import Path; from benchmarks.capacity import _size; {call}; "
         code += f"print(json.dumps(f(_size({weeks}, {times}), Path({str(folder)!r}))))"
         done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
