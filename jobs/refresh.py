@@ -67,6 +67,7 @@ class Upstream:
         # Stands in every snapshot's file: which model made it, of which log. A model may continue another's space.
         self.origin = {"made_by": space.space_id, "events": ws.log.fingerprint}
         self.model: DERM = DERM.load(folder)
+        self._log = ws.log
         self._spark = SparkInference(ws.home, folder) if reads_with_spark() else None
         self._ids = {entity: ws.log.codes[entity][join_key(entity)] for entity in ENTITIES}
         encoder = Encoder.load(folder / "encoder.json")
@@ -98,6 +99,7 @@ class Upstream:
     def _table(self, entity: Entity, as_of: datetime) -> Any:
         if entity not in self._read or self._read[entity][0] != as_of:
             table: Any = self.tables.users(as_of) if entity == "user" else self.tables.items(as_of)
+            self._log.check_same()
             self._read[entity] = (as_of, table)
         return self._read[entity][1]
 
@@ -300,7 +302,6 @@ def run(
             if upstream is None:
                 upstream = upstream_at(ws, version, as_of)
             waiting.append(candidate(ws, upstream, entity, version, as_of))
-            ws.log.check_same()
             if bridge is None:
                 publications += _publish(ws, [waiting.pop()], as_of, space)
         if waiting:
