@@ -18,13 +18,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import pyarrow as pa
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
+from feast.infra.compute_engines.dag.context import ColumnInfo
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.feature_builder import LocalFeatureBuilder
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
@@ -36,6 +37,7 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.utils import _validate_vector_field_lengths
 from pydantic import Field
 
+from feature_repo.contracts.errors import ConfigError
 from feature_repo.failpoints import durable
 from feature_repo.stores import latest
 from feature_repo.stores.batches import Batch, ViewColumns, Writer, pack
@@ -62,6 +64,12 @@ class ArrowComputeEngineConfig(FeastConfigBaseModel):
 
     wait_seconds: float = Field(30.0, ge=0)
     """How long to wait for another process that holds the SQLite file."""
+
+    spark_from_rows: int | None = Field(None, ge=0)
+    """From how many rows on Spark's workers store them, each a part: into Redis, with an offline store on Spark.
+
+    Sources that are no local Parquet go to the workers whatever their size. By default this process stores all rows.
+    """
 
     progress: bool | None = None
     """Whether to draw a progress bar; by default where there is a terminal."""
@@ -97,11 +105,13 @@ class ArrowComputeEngine(LocalComputeEngine):
         _check_view(task)
         columns = ViewColumns.of(view)
         place = place_of(self.repo_config, self.online_store, view)
+        rows = self._rows_of_files(task, columns)
+        if self._is_for_workers(place, rows):
+            self._store_by_workers(registry, task, columns, rows)
+            return
         with closing(_writer(place, self.settings.wait_seconds)) as writer:
-            rows = self._rows(registry, task, columns)
-            size = self.repo_config.materialization_config.online_write_batch_size or max(
-                1, min(_MOST_ROWS, int(self.settings.chunk_mb * 1e6 / max(rows.row_bytes, 1.0)))
-            )
+            rows = self._rows_by_feast(registry, task, columns) if rows is None else rows
+            size = self._size(rows)
             with self._bar(task, rows.rows) as advance, _one_behind(writer, advance, view.name) as store:
                 if writer.scratch is None:
                     chosen: Iterator[tuple[pa.Table, bool]] = ((table, True) for table in rows.batches(size))
@@ -112,20 +122,66 @@ class ArrowComputeEngine(LocalComputeEngine):
                     _validate_vector_field_lengths(table, view)
                     store(replace(pack(table, columns), last=last))
 
-    def _rows(self, registry: BaseRegistry, task: MaterializationTask, columns: ViewColumns) -> LatestRows:
+    def _size(self, rows: LatestRows) -> int:
+        """Return how many rows are stored at once."""
+        fitting = max(1, min(_MOST_ROWS, int(self.settings.chunk_mb * 1e6 / max(rows.row_bytes, 1.0))))
+        return self.repo_config.materialization_config.online_write_batch_size or fitting
+
+    def _rows_of_files(self, task: MaterializationTask, columns: ViewColumns) -> LatestRows | None:
         source = task.feature_view.batch_source
         assert source is not None
         path = _local_parquet(self.repo_config, source)
-        if path is not None:
-            rows = latest.of_files(path, columns, source.field_mapping, task.start_time, task.end_time)
-            if rows is not None:
-                return rows
-        context = self.get_execution_context(registry, task)
-        builder = LocalFeatureBuilder(registry, task, backend=self._get_backend(context))
-        found = LocalSourceReadNode(
-            "source", source, builder.get_column_info(task.feature_view), task.start_time, task.end_time
-        ).execute(context)
+        if path is None:
+            return None
+        return latest.of_files(path, columns, source.field_mapping, task.start_time, task.end_time)
+
+    def _rows_by_feast(self, registry: BaseRegistry, task: MaterializationTask, columns: ViewColumns) -> LatestRows:
+        source = task.feature_view.batch_source
+        assert source is not None
+        node = LocalSourceReadNode("source", source, self._column_info(registry, task), task.start_time, task.end_time)
+        found = node.execute(self.get_execution_context(registry, task))
         return latest.of_table(found.data, columns)
+
+    def _is_for_workers(self, place: SqlitePlace | RedisPlace, rows: LatestRows | None) -> TypeGuard[RedisPlace]:
+        least = self.settings.spark_from_rows
+        if least is None:
+            return False
+        if not isinstance(place, RedisPlace) or not hasattr(self.repo_config.offline_store, "spark_conf"):
+            raise ConfigError(
+                "spark_from_rows, under batch_engine, needs Redis online and an offline store on Spark. Take it out of "
+                "the settings, or see docs/spark.md."
+            )
+        return rows is None or rows.rows >= least
+
+    def _store_by_workers(
+        self,
+        registry: BaseRegistry,
+        task: MaterializationTask,
+        columns: ViewColumns,
+        rows: LatestRows | None,
+    ) -> None:
+        from feature_repo.stores import spark_load
+        from feature_repo.stores.spark_session import session_of
+
+        session = session_of(self.repo_config.offline_store)
+        view = task.feature_view
+        target = spark_load.Target(self.repo_config, type(self.online_store), view, columns)
+        if rows is not None:
+            with self._bar(task, rows.rows) as advance:
+                spark_load.of_files(session, rows, self._size(rows), target, advance)
+            return
+        source, info = view.batch_source, self._column_info(registry, task)
+        assert source is not None
+        names = info.join_keys, info.feature_cols, info.ts_col, info.created_ts_col
+        chosen: Any = self.offline_store.pull_latest_from_table_or_query(
+            self.repo_config, source, *names, task.start_time, task.end_time
+        )
+        with self._bar(task, 0) as advance:
+            spark_load.of_frame(chosen.to_spark_df(), info.field_mapping or {}, target, advance)
+
+    def _column_info(self, registry: BaseRegistry, task: MaterializationTask) -> ColumnInfo:
+        backend = self._get_backend(self.get_execution_context(registry, task))
+        return LocalFeatureBuilder(registry, task, backend=backend).get_column_info(task.feature_view)
 
     @contextmanager
     def _bar(self, task: MaterializationTask, rows: int) -> Iterator[Any]:

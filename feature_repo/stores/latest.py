@@ -50,6 +50,30 @@ class _Chosen:
         )
 
 
+@dataclass(frozen=True)
+class StoredRows:
+    """The rows of a source by their numbers; can be sent to another process that reaches the files.
+
+    Attributes
+    ----------
+    names
+        Name in the view -> name in the source.
+    """
+
+    source: Source
+    names: dict[str, str]
+
+    def batches(self, numbers: Int64Array, rows: int) -> Iterator[pa.Table]:
+        """Yield the rows of ascending numbers, at most `rows` at a time, columns named as in the view."""
+        wanted = list(dict.fromkeys(self.names.values()))
+        for unit, start, stop in self.source.spans(numbers):
+            inside = numbers[start:stop] - unit.first
+            table = self.source.read(unit, wanted)
+            for first in range(0, len(inside), rows):
+                part = _rows_of(table, inside[first : first + rows])
+                yield pa.table({name: part[stored] for name, stored in self.names.items()})
+
+
 class LatestRows:
     """The latest row per entity of a source.
 
@@ -64,9 +88,15 @@ class LatestRows:
     """
 
     def __init__(self, source: Source, names: dict[str, str], columns: ViewColumns, start: int, end: int) -> None:
+        self.stored = StoredRows(source, names)
         self._source, self._names, self._columns = source, names, columns
         self._chosen = self._choose(start, end)
         self.rows = len(self._chosen.numbers)
+
+    @property
+    def numbers(self) -> Int64Array:
+        """Which stored rows were chosen, ascending: int64 [rows]."""
+        return self._chosen.numbers
 
     @property
     def row_bytes(self) -> float:
@@ -75,13 +105,7 @@ class LatestRows:
 
     def batches(self, rows: int) -> Iterator[pa.Table]:
         """Yield the chosen rows, at most `rows` at a time, columns named as in the view."""
-        wanted, numbers = list(dict.fromkeys(self._names.values())), self._chosen.numbers
-        for unit, start, stop in self._source.spans(numbers):
-            inside = numbers[start:stop] - unit.first
-            table = self._source.read(unit, wanted)
-            for first in range(0, len(inside), rows):
-                part = _rows_of(table, inside[first : first + rows])
-                yield pa.table({name: part[stored] for name, stored in self._names.items()})
+        return self.stored.batches(self.numbers, rows)
 
     def in_key_order(self, rows: int, piece: int, folder: Path) -> Iterator[tuple[pa.Table, bool]]:
         """Yield the chosen rows in the order of their serialized keys, and whether a table ends a chunk.

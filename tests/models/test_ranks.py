@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed as dist
 
+from feature_repo.contracts.errors import ConfigError
+from models import ranks
 from tests.models import ranks_script
 
 STEPS = 9  # of ranks_script.train
@@ -110,3 +113,22 @@ def test_no_number_of_ranks(ranks: int) -> None:
 
     with pytest.raises(ConfigError, match="--ranks is"):
         launch(ranks, [])
+
+
+def test_on_gpus_nccl_joins_and_each_rank_has_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[str] = []
+    devices: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: joined.append(backend))
+    monkeypatch.setattr(dist, "new_group", lambda: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: joined.append("left"))
+    for local in (0, 1):
+        monkeypatch.setenv("LOCAL_RANK", str(local))
+        with ranks.joined("cuda"):
+            assert devices[-1] == local
+    assert joined == ["nccl", "left", "nccl", "left"]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match=r"cuda devices \(2\)"), ranks.joined("cuda"):
+        pass
+    assert joined == ["nccl", "left", "nccl", "left"] and devices == [0, 1]

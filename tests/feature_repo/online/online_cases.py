@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import redis
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource
 from feast.data_format import ParquetFormat
+from feast.data_source import DataSource
 from feast.repo_config import RepoConfig
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from feast.value_type import ValueType
@@ -36,6 +37,11 @@ FEAST_TYPES: dict[str, Any] = {
 KEY_TYPES = {"int64": (Int64, ValueType.INT64), "string": (String, ValueType.STRING), "int32": (Int32, ValueType.INT32)}
 
 
+def parquet_source(**settings: Any) -> FileSource:
+    """Return a source of Parquet files."""
+    return FileSource(file_format=ParquetFormat(), **settings)
+
+
 def view_of(
     path: Path,
     features: dict[str, str],
@@ -44,9 +50,10 @@ def view_of(
     keys: dict[str, str] | None = None,
     ttl: timedelta = timedelta(days=3650),
     created: bool = True,
+    source_of: Callable[..., DataSource] = parquet_source,
     **source: Any,
 ) -> FeatureView:
-    """Return a view over Parquet files; `features` and `keys` map names to the words above."""
+    """Return a view over what a kind of source reads; `features` and `keys` map names to the words above."""
     keys = keys or {"item_id": "int64"}
     entities = [Entity(name=key, join_keys=[key], value_type=KEY_TYPES[kind][1]) for key, kind in keys.items()]
     schema = [Field(name=key, dtype=KEY_TYPES[kind][0]) for key, kind in keys.items()]
@@ -55,10 +62,9 @@ def view_of(
         entities=entities,
         ttl=ttl,
         schema=[*schema, *(Field(name=feature, dtype=FEAST_TYPES[kind]) for feature, kind in features.items())],
-        source=FileSource(
+        source=source_of(
             name=f"{name}_source",
             path=str(path),
-            file_format=ParquetFormat(),
             timestamp_field="event_timestamp",
             created_timestamp_column="created" if created else None,
             **source,
@@ -66,7 +72,13 @@ def view_of(
     )
 
 
-def store_of(folder: Path, online: dict[str, Any], engine: str | dict[str, Any], views: Sequence[FeatureView]) -> Any:
+def store_of(
+    folder: Path,
+    online: dict[str, Any],
+    engine: str | dict[str, Any],
+    views: Sequence[FeatureView],
+    offline: dict[str, Any] | None = None,
+) -> Any:
     """Return a store with the views applied."""
     folder.mkdir(parents=True, exist_ok=True)
     if online["type"] == "sqlite" and "path" not in online:
@@ -76,7 +88,7 @@ def store_of(folder: Path, online: dict[str, Any], engine: str | dict[str, Any],
         provider="local",
         registry=str(folder / "registry.db"),
         online_store=online,
-        offline_store={"type": "duckdb"},
+        offline_store=offline or {"type": "duckdb"},
         batch_engine=engine if isinstance(engine, dict) else {"type": engine},
         entity_key_serialization_version=3,
         repo_path=folder,
