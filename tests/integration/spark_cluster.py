@@ -121,10 +121,20 @@ def profile(tmp_path: Path) -> Iterator[tuple[str, redis.Redis]]:
     }
     file = REPOSITORY / "profiles" / f"cluster_{port}.yaml"
     file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    # The same with Redis loaded by the workers.
+    settings["batch_engine"]["spark_from_rows"] = 0
+    by_workers = file.with_stem(f"{file.stem}_workers")
+    by_workers.write_text(yaml.safe_dump(settings), encoding="utf-8")
     yield file.stem, redis.Redis(port=port)
     file.unlink()
+    by_workers.unlink()
     server.terminate()
     server.wait()
+
+
+def hashes_of(online: redis.Redis) -> dict[bytes, dict[bytes, bytes]]:
+    """Return every hash of a server."""
+    return {key: online.hgetall(key) for key in online.scan_iter(count=10_000)}
 
 
 def rows_of(folder: Path) -> dict[str, bytes]:
@@ -140,8 +150,8 @@ def test_two_workers_and_one_that_is_killed(
     shutil.copytree(home, root)
     environment = {**os.environ, "MASTER": cluster.url, "OMP_NUM_THREADS": "1"}
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        command = [Path(sys.executable).with_name("headwater"), "--profile", name, *arguments]
+    def start(*arguments: str, profile: str = name) -> subprocess.Popen[str]:
+        command = [Path(sys.executable).with_name("headwater"), "--profile", profile, *arguments]
         return subprocess.Popen(
             [*command, "--home", str(root)],
             env=environment,
@@ -151,9 +161,9 @@ def test_two_workers_and_one_that_is_killed(
             cwd=REPOSITORY.parent,
         )
 
-    def run(*arguments: str) -> float:
+    def run(*arguments: str, profile: str = name) -> float:
         began = time.monotonic()
-        process = start(*arguments)
+        process = start(*arguments, profile=profile)
         told, _ = process.communicate(timeout=WAIT * 2)
         assert process.returncode == 0, told
         print(f"{arguments[0]}: {time.monotonic() - began:.0f} s")
@@ -167,6 +177,12 @@ def test_two_workers_and_one_that_is_killed(
     assert cluster.log("master").count("Registered app") >= 1
     run("materialize")
     assert online.dbsize() >= pq.read_metadata(root / refreshed.path).num_rows
+    by_driver = hashes_of(online)
+    online.flushall()
+    registered = cluster.log("master").count("Registered app")
+    run("materialize", "--again", profile=f"{name}_workers")
+    assert cluster.log("master").count("Registered app") > registered
+    assert hashes_of(online) == by_driver
 
     # What two workers write, and what is left when one of them dies on the way.
     run("training-set", "--service", "cvr_ranker", "--out", str(tmp_path / "whole"))
