@@ -24,6 +24,9 @@ from feature_repo.stores.sqlite_rows import NULL, Upsert, quoted
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CACHE_KIB = 65_536
+# A database that is smaller than this is given larger pages than SQLite's 4 KiB.
+_SMALL_BYTES = 1 << 20
+_PAGE_BYTES = 16_384
 # SQLite takes no parameter of a gigabyte, and copies each.
 _STATEMENT_BYTES = 64e6
 _MAPPED_BYTES = 1 << 31
@@ -53,8 +56,18 @@ class SqliteWriter:
             # More than the default of 2 MB, so that a million rows do not read every page again and again.
             self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             (encoding,) = self._connection.execute("PRAGMA encoding").fetchone()
+            self._widen_pages()
         if encoding != "UTF-8":
             raise wire.CannotPackError(f"{self._path} holds text as {encoding}")
+
+    def _widen_pages(self) -> None:
+        """Rewrite a database that is still small with larger pages: a load has fewer of them to fill and to sync."""
+        names = ("page_size", "page_count", "journal_mode")
+        size, count, journal = (self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+        # With a write-ahead log the size of pages is fixed.
+        if size < _PAGE_BYTES and size * count <= _SMALL_BYTES and journal != "wal":
+            self._connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            self._connection.execute("VACUUM")
 
     def write(self, batch: Batch) -> None:
         """Store a batch with those before it since the last one that was `last`: all of them or none.

@@ -186,7 +186,8 @@ def fixed_size(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
         return column
     if not pa.types.is_floating(kind.value_type):
         return column
-    whole = column.combine_chunks()
+    # One chunk is taken as it is: combining copies.
+    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
     widths = np.diff(whole.offsets.to_numpy())
     values = whole.flatten()

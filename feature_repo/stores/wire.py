@@ -174,11 +174,21 @@ def values(column: Column, kind: ValueType, *, one_nan: bool = False) -> pa.Arra
     return whole if valid is None else pc.if_else(pa.array(valid), whole, scalar(b""))
 
 
-def combined(column: Column) -> pa.Array:
-    """Return a column in one piece, dictionaries decoded."""
-    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def in_one_piece(column: Column) -> pa.Array:
+    """Return a column as one array; what is one already is not copied, as Arrow's own function would."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    whole = column.combine_chunks()
     if isinstance(whole, pa.ChunkedArray):
         whole = whole.chunk(0) if whole.num_chunks else pa.array([], whole.type)
+    return whole
+
+
+def combined(column: Column) -> pa.Array:
+    """Return a column in one piece, dictionaries decoded."""
+    whole = in_one_piece(column)
     return whole.cast(whole.type.value_type) if pa.types.is_dictionary(whole.type) else whole
 
 

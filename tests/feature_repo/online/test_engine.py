@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -186,3 +188,20 @@ def test_keys_of_redis_expire_as_configured(tmp_path: Path, redis_server: RedisS
     load(store_of(tmp_path / "store", online, OURS, [view_of(path, {"d": "double"})]))
     client = redis_server.client()
     assert [900 < client.ttl(key) <= 1000 for key in client.keys("*")] == [True, True]
+
+
+@pytest.mark.parametrize(("before", "journal", "after"), [(1, "delete", 16_384), (9, "delete", 4096), (1, "wal", 4096)])
+def test_small_databases_get_larger_pages(tmp_path: Path, before: int, journal: str, after: int) -> None:
+    path = written(tmp_path / "a.parquet", rows({"item_id": pa.array(range(50)), "i": pa.array(range(50))}))
+    store = store_of(tmp_path / "s", {"type": "sqlite"}, OURS, [view_of(path, {"i": "int64"})])
+    with contextlib.closing(sqlite3.connect(tmp_path / "s" / "online.db", isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA journal_mode = {journal}")
+        connection.execute("CREATE TABLE others (value BLOB)")
+        connection.execute("INSERT INTO others VALUES (zeroblob(?))", (before * 150_000,))
+    load(store)
+    with contextlib.closing(sqlite3.connect(tmp_path / "s" / "online.db")) as connection:
+        assert connection.execute("PRAGMA page_size").fetchone() == (after,)
+        assert connection.execute("SELECT length(value) FROM others").fetchone() == (before * 150_000,)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    answer = store.get_online_features(["view:i"], [{"item_id": 7}, {"item_id": 49}]).to_dict()
+    assert answer["i"] == [7, 49]
