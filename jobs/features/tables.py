@@ -96,11 +96,6 @@ class Tables:
         self._item_cats: np.ndarray | None = None
 
     @property
-    def log(self) -> EventLog:
-        """The log that is read."""
-        return self._log
-
-    @property
     def encoder(self) -> Encoder:
         """The encodings."""
         return self._encoder

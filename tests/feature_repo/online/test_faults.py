@@ -236,54 +236,48 @@ def test_sqlite_locked_by_another_process(tmp_path: Path, monkeypatch: pytest.Mo
     assert np.array_equal(reader.read(range(COUNT), NOW).vectors, numbers)
 
 
-def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, _ = shop(tmp_path, {"type": "sqlite"})
-    connection = sqlite3.connect(tmp_path / "s" / "online.db")
-    # The store refuses one row in the middle of a batch.
-    connection.execute(
-        "CREATE TRIGGER refuse BEFORE INSERT ON shop_view WHEN (SELECT count(*) FROM shop_view) = 120 "
-        "BEGIN SELECT RAISE(ABORT, 'disk trouble'); END"
-    )
-    connection.commit()
-    with pytest.raises(OnlineStoreError, match="disk trouble"):
+def load_refused_at(row: int, store: Any, folder: Path) -> int:
+    """Load while the database refuses one row, return how many rows are there then, and load without."""
+    with contextlib.closing(sqlite3.connect(folder / "s" / "online.db", isolation_level=None)) as connection:
+        connection.execute(
+            f"CREATE TRIGGER refuse BEFORE INSERT ON shop_view WHEN (SELECT count(*) FROM shop_view) = {row} "
+            "BEGIN SELECT RAISE(ABORT, 'disk trouble'); END"
+        )
+        with pytest.raises(OnlineStoreError, match="disk trouble"):
+            load(store)
+        (stored,) = connection.execute("SELECT count(*) FROM shop_view").fetchone()
+        connection.execute("DROP TRIGGER refuse")
         load(store)
-    (stored,) = connection.execute("SELECT count(*) FROM shop_view").fetchone()
-    assert 0 < stored < 120
-    connection.execute("DROP TRIGGER refuse")
-    connection.commit()
-    load(store)
-    assert connection.execute("SELECT count(*) FROM shop_view").fetchone() == (COUNT,)
-    connection.close()
+        assert connection.execute("SELECT count(*) FROM shop_view").fetchone() == (COUNT,)
+    return int(stored)
+
+
+def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
+    store, _ = shop(tmp_path, {"type": "sqlite"})
+    assert 0 < load_refused_at(120, store, tmp_path) < 120
 
 
 def test_a_chunk_in_pieces_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = shop(tmp_path, {"type": "sqlite"}, {**ENGINE, "chunk_mb": 0.01})
     monkeypatch.setattr("feature_repo.stores.engine._PIECE_BYTES", 700.0)
-    sizes: list[tuple[int, bool]] = []
-    write = SqliteWriter.write
+    loads: list[list[tuple[int, bool]]] = []
+    opened, write = SqliteWriter.__init__, SqliteWriter.write
+
+    def watched_opening(self: SqliteWriter, *arguments: Any) -> None:
+        loads.append([])
+        opened(self, *arguments)
 
     def watched(self: SqliteWriter, batch: Any) -> None:
-        sizes.append((len(batch), batch.last))
+        loads[-1].append((len(batch), batch.last))
         write(self, batch)
 
+    monkeypatch.setattr(SqliteWriter, "__init__", watched_opening)
     monkeypatch.setattr(SqliteWriter, "write", watched)
-    connection = sqlite3.connect(tmp_path / "s" / "online.db")
-    connection.execute(
-        "CREATE TRIGGER refuse BEFORE INSERT ON shop_view WHEN (SELECT count(*) FROM shop_view) = 420 "
-        "BEGIN SELECT RAISE(ABORT, 'disk trouble'); END"
-    )
-    connection.commit()
-    with pytest.raises(OnlineStoreError, match="disk trouble"):
-        load(store)
-    ends = np.cumsum([rows for rows, _ in sizes])[[last for _, last in sizes]]
-    assert len(sizes) > 2 * len(ends) > 2
-    whole = int(ends[ends < 420][-1])
-    assert connection.execute("SELECT count(*) FROM shop_view").fetchone() == (whole,)
-    connection.execute("DROP TRIGGER refuse")
-    connection.commit()
-    load(store)
-    assert connection.execute("SELECT count(*) FROM shop_view").fetchone() == (COUNT,)
-    connection.close()
+    stored = load_refused_at(420, store, tmp_path)
+    refused = loads[0]
+    ends = np.cumsum([rows for rows, _ in refused])[[last for _, last in refused]]
+    assert len(refused) > 2 * len(ends) > 2
+    assert stored == int(ends[ends < 420][-1])
 
 
 def test_after_a_batch_that_failed_none_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

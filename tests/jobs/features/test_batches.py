@@ -112,7 +112,7 @@ def test_windows_hold_every_time_once_and_each_moment_its_own(training: Ready) -
 
 def test_rows_since_a_moment_are_those_of_the_whole_from_then_on(training: Ready) -> None:
     since = START + timedelta(days=20, hours=5)
-    later = Opportunities(training.tables.log, since=since, known_at=CUTOFF)
+    later = Opportunities(EventLog(Home(training.folder / "home")), since=since, known_at=CUTOFF)
     expected = training.known.filter(pl.col("event_timestamp") >= since)
     windows = [later.between(*window) for window in training.grid.windows()]
     assert pl.concat(windows).equals(expected) and 0 < expected.height < training.known.height
@@ -153,7 +153,7 @@ def test_ranks_read_disjoint_windows_that_hold_the_whole_log(training: Ready, ra
             read[-1].append((start, end))
             return super().count(start, end)
 
-    watched = Watched(training.tables.log, known_at=CUTOFF)
+    watched = Watched(EventLog(Home(training.folder / "home")), known_at=CUTOFF)
     parts = []
     for rank in range(ranks):
         read.append([])
