@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import pyarrow as pa
 from feast.data_format import ParquetFormat
@@ -142,7 +142,7 @@ class ArrowComputeEngine(LocalComputeEngine):
         found = node.execute(self.get_execution_context(registry, task))
         return latest.of_table(found.data, columns)
 
-    def _is_for_workers(self, place: SqlitePlace | RedisPlace, rows: LatestRows | None) -> TypeGuard[RedisPlace]:
+    def _is_for_workers(self, place: SqlitePlace | RedisPlace, rows: LatestRows | None) -> bool:
         least = self.settings.spark_from_rows
         if least is None:
             return False
@@ -154,11 +154,7 @@ class ArrowComputeEngine(LocalComputeEngine):
         return rows is None or rows.rows >= least
 
     def _store_by_workers(
-        self,
-        registry: BaseRegistry,
-        task: MaterializationTask,
-        columns: ViewColumns,
-        rows: LatestRows | None,
+        self, registry: BaseRegistry, task: MaterializationTask, columns: ViewColumns, rows: LatestRows | None
     ) -> None:
         from feature_repo.stores import spark_load
         from feature_repo.stores.spark_session import session_of
