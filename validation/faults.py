@@ -134,7 +134,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("rotated space", "space", matrix(lambda v, _: v @ rotation(v.shape[1]))),
     Fault("mirrored space", "space", matrix(lambda v, _: -v)),
     Fault("permuted dimensions", "space or dimension_order", matrix(lambda v, _: v[:, rng().permutation(v.shape[1])])),
-    Fault("two dimensions swapped", "space or dimension_order", matrix(swap)),
+    Fault("two dimensions swapped", "space or anchor_space or dimension_order", matrix(swap)),
     Fault("one sign flipped", "dimension_order", flip([2])),
     Fault("all from another model", "cosine_mean or smoothing", matrix(lambda _, m: m.other_model)),
     Fault("half from another model", "turned_share or smoothing", half_from(lambda m: m.other_model)),
