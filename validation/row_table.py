@@ -31,10 +31,17 @@ SCHEMA = (
 
 
 class Totals:
-    """Counts, norms, moments and hashes over all rows of a part, or of several that were merged."""
+    """Counts, norms, moments and hashes over all rows of a part, or of several that were merged.
+
+    Attributes
+    ----------
+    repeated_vectors
+        Vectors that equal an earlier one, among those whose hashes were taken to be counted elsewhere.
+    """
 
     def __init__(self, dim: int) -> None:
         self.moments = RunningMoments(dim)
+        self.repeated_vectors = 0
         self._dim = dim
         self._hashes: list[npt.NDArray[np.uint64]] = []
         self._counts = dict.fromkeys(("null_vectors", "bad_lengths", "nonfinite_vectors", "zero_vectors"), 0)
@@ -56,19 +63,27 @@ class Totals:
         self._norm.merge(other._norm)
         self._raw_norm.merge(other._raw_norm)
         self.moments.merge(other.moments)
+        self.repeated_vectors += other.repeated_vectors
         self._hashes += other._hashes
+
+    def take_hashes(self) -> npt.NDArray[np.uint64]:
+        """Return a hash of every usable vector, and keep none: whoever takes them counts the equal ones."""
+        hashes = np.concatenate([np.zeros(0, np.uint64), *self._hashes])
+        self._hashes = []
+        return hashes
 
     def summary(self) -> Summary:
         """Return the counts and norms."""
-        hashes = np.concatenate(self._hashes) if self._hashes else np.zeros(0, np.uint64)
+        hashes = np.concatenate([np.zeros(0, np.uint64), *self._hashes])
         hashes.sort()  # np.unique takes ten times as long
-        repeated = int((hashes[1:] == hashes[:-1]).sum())
+        repeated = self.repeated_vectors + int((hashes[1:] == hashes[:-1]).sum())
+        usable = self.moments.count
         return {
             **self._counts,
             **self._norm.totals("norm"),
             **self._raw_norm.totals("raw_norm"),
             "duplicate_vectors": repeated,
-            "duplicate_vector_share": repeated / len(hashes) if len(hashes) else np.nan,
+            "duplicate_vector_share": repeated / usable if usable else np.nan,
         }
 
 
