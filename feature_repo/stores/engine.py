@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
@@ -191,13 +192,13 @@ class ArrowComputeEngine(LocalComputeEngine):
 
 @contextmanager
 def _one_behind(writer: Writer, advance: Callable[[int], object], name: str) -> Iterator[Any]:
-    """Yield a function that stores a batch while the next one is packed; two are in memory at most."""
+    """Yield a function that stores a batch while the next ones are packed; three are in memory at most."""
     with ThreadPoolExecutor(1, thread_name_prefix="materialize") as thread:
-        waiting: list[Future[None]] = []
+        waiting: deque[Future[None]] = deque()
 
         def store(batch: Batch) -> None:
-            while waiting:
-                waiting.pop().result()
+            while len(waiting) > 1:
+                waiting.popleft().result()
             waiting.append(thread.submit(write, batch))
 
         def write(batch: Batch) -> None:
@@ -207,7 +208,7 @@ def _one_behind(writer: Writer, advance: Callable[[int], object], name: str) -> 
 
         yield store
         while waiting:
-            waiting.pop().result()
+            waiting.popleft().result()
 
 
 def _check_view(task: MaterializationTask) -> None:

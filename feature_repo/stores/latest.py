@@ -23,6 +23,8 @@ from feature_repo.stores.sources import Clocks, Source, TableFile, Unit, open_fi
 
 # Keys and clocks that are held at once.
 _ROWS_HELD = 4_000_000
+# A source of one part and no more rows than these is read whole.
+_ROWS_AT_ONCE = 65_536
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -38,6 +40,9 @@ class _Chosen:
     def latest(self) -> _Chosen:
         """Return the latest row of each key; of equal clocks the last one."""
         codes = _codes(self.keys)
+        together = np.sort(codes)
+        if (together[1:] > together[:-1]).all():
+            return self
         order = np.lexsort((self.numbers, self.created, self.times, codes))
         ordered = codes[order]
         last = np.ones(len(order), np.bool_)
@@ -63,12 +68,23 @@ class StoredRows:
     source: Source
     names: dict[str, str]
 
-    def batches(self, numbers: Int64Array, rows: int) -> Iterator[pa.Table]:
-        """Yield the rows of ascending numbers, at most `rows` at a time, columns named as in the view."""
-        wanted = list(dict.fromkeys(self.names.values()))
+    @property
+    def columns(self) -> list[str]:
+        """The columns in the source, each once."""
+        return list(dict.fromkeys(self.names.values()))
+
+    def batches(self, numbers: Int64Array, rows: int, read: dict[Unit, pa.Table] | None = None) -> Iterator[pa.Table]:
+        """Yield the rows of ascending numbers, at most `rows` at a time, columns named as in the view.
+
+        Parameters
+        ----------
+        read
+            Parts that were read already; what is used is taken out.
+        """
         for unit, start, stop in self.source.spans(numbers):
             inside = numbers[start:stop] - unit.first
-            table = self.source.read(unit, wanted)
+            held = read.pop(unit, None) if read else None
+            table = self.source.read(unit, self.columns) if held is None else held
             for first in range(0, len(inside), rows):
                 part = _rows_of(table, inside[first : first + rows])
                 yield pa.table({name: part[stored] for name, stored in self.names.items()})
@@ -90,6 +106,7 @@ class LatestRows:
     def __init__(self, source: Source, names: dict[str, str], columns: ViewColumns, start: int, end: int) -> None:
         self.stored = StoredRows(source, names)
         self._source, self._names, self._columns = source, names, columns
+        self._read: dict[Unit, pa.Table] = {}
         self._chosen = self._choose(start, end)
         self.rows = len(self._chosen.numbers)
 
@@ -101,11 +118,11 @@ class LatestRows:
     @property
     def row_bytes(self) -> float:
         """About how many bytes a row takes."""
-        return self._source.row_bytes(list(self._names.values()))
+        return self._source.row_bytes(self.stored.columns)
 
     def batches(self, rows: int) -> Iterator[pa.Table]:
         """Yield the chosen rows, at most `rows` at a time, columns named as in the view."""
-        return self.stored.batches(self.numbers, rows)
+        return self.stored.batches(self.numbers, rows, self._read)
 
     def in_key_order(self, rows: int, piece: int, folder: Path) -> Iterator[tuple[pa.Table, bool]]:
         """Yield the chosen rows in the order of their serialized keys, and whether a table ends a chunk.
@@ -137,7 +154,11 @@ class LatestRows:
         keys = [name for name, _ in self._columns.keys]
         stored = [self._names[name] for name in keys]
         wanted = dict.fromkeys([*stored, clocks.time, *([clocks.created] if clocks.created else [])])
-        table = self._source.read(unit, list(wanted))
+        if len(self._source.units) == 1 and unit.rows <= _ROWS_AT_ONCE:
+            # A small file is read once: to open it again would take as long as its keys.
+            table = self._read[unit] = self._source.read(unit, self.stored.columns)
+        else:
+            table = self._source.read(unit, list(wanted))
         times, created = self._source.clock_columns(unit, table)
         inside = np.flatnonzero((times >= start) & (times <= end))
         table = table.take(pa.array(inside)) if len(inside) < table.num_rows else table

@@ -20,7 +20,7 @@ from feature_repo.stores.batches import Batch
 from feature_repo.stores.clocks import MISSING, Int64Array
 from feature_repo.stores.per_id import PerId
 from feature_repo.stores.places import SqlitePlace
-from feature_repo.stores.sqlite_rows import NULL, Upsert, quoted
+from feature_repo.stores.sqlite_rows import NULL, Upsert, count_to, quoted
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CACHE_KIB = 65_536
@@ -55,6 +55,7 @@ class SqliteWriter:
             )
             # More than the default of 2 MB, so that a million rows do not read every page again and again.
             self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            self._connection.execute("PRAGMA temp_store = MEMORY")
             (encoding,) = self._connection.execute("PRAGMA encoding").fetchone()
             self._widen_pages()
         if encoding != "UTF-8":
@@ -109,6 +110,7 @@ class SqliteWriter:
                 for name, (values, texts) in features.items()
             }
             upsert = Upsert(self._table, batch.keys[part], cut, event[part], created[part])
+            count_to(self._connection, upsert.rows)
             self._connection.execute(upsert.sql, upsert.parameters)
 
     def close(self) -> None:
@@ -230,7 +232,10 @@ def _stored_moments(moments: Int64Array | None, rows: int) -> Int64Array:
     """Return event times as Feast's SQLite store keeps them: whole seconds of the local clock."""
     if moments is None:
         return np.full(rows, NULL)
-    distinct, positions = np.unique(moments, return_inverse=True)
+    if (moments == moments[0]).all():
+        distinct, positions = moments[:1], np.zeros(rows, np.int64)
+    else:
+        distinct, positions = np.unique(moments, return_inverse=True)
     stored = [
         NULL if moment == MISSING else int((_EPOCH + timedelta(microseconds=moment)).replace(tzinfo=None).timestamp())
         for moment in distinct.tolist()

@@ -6,6 +6,7 @@ else start and length of each row are two more parameters, as decimal digits of 
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -17,11 +18,21 @@ from feature_repo.stores.clocks import Int64Array
 
 # What stands for NULL among numbers; no clock in seconds reaches it.
 NULL = np.iinfo(np.int64).min
+COUNTER = "temp._headwater_counter"
 # The longest decimal number of 64 bits, with its sign.
 _DIGITS = 20
 
 Feature: TypeAlias = tuple[pa.Array, pa.Array | None]
 """Serialized values, and the text beside them (strings, null where there is none) or None."""
+
+
+def count_to(connection: sqlite3.Connection, rows: int) -> None:
+    """Make a connection's counter, which statements read, reach the numbers from 0 to `rows` - 1."""
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {COUNTER} (i INTEGER PRIMARY KEY)")
+    (there,) = connection.execute(f"SELECT coalesce(max(i) + 1, 0) FROM {COUNTER}").fetchone()
+    if there < rows:
+        counted = f"counted(i) AS (SELECT {there} UNION ALL SELECT i + 1 FROM counted WHERE i + 1 < {rows})"
+        connection.execute(f"INSERT INTO {COUNTER} WITH RECURSIVE {counted} SELECT i FROM counted")
 
 
 class Upsert:
@@ -58,12 +69,12 @@ class Upsert:
             "created_ts": self._numbers(created),
         }
         count = len(names)
+        self.rows = len(keys) * count
         updates = ", ".join(f"{name} = excluded.{name}" for name in list(columns)[2:])
         # The rows of an entity lie together, as a reader wants them. WHERE keeps ON from being taken for a join's.
         self.sql = (
-            f"WITH RECURSIVE counted(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM counted WHERE i + 1 < "
-            f"{len(keys) * count}) INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(columns.values())} "
-            f"FROM (SELECT i / {count} AS n, i % {count} AS f FROM counted) WHERE true "
+            f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(columns.values())} "
+            f"FROM (SELECT i / {count} AS n, i % {count} AS f FROM {COUNTER} WHERE i < {self.rows}) WHERE true "
             f"ON CONFLICT(entity_key, feature_name) DO UPDATE SET {updates}"
         )
 
