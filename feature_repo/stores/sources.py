@@ -17,6 +17,7 @@ from feature_repo.contracts.errors import InputDataError, LakeError
 from feature_repo.contracts.types import Problem
 from feature_repo.stores import twin
 from feature_repo.stores.clocks import MISSING, Int64Array, Naive, microseconds
+from feature_repo.stores.assembly import assembled
 
 Twins = Literal["off", "use", "build"]
 _DECODED_ROWS = 1024
@@ -122,7 +123,7 @@ class ParquetFile:
         with self._errors(), pq.ParquetFile(self._path, memory_map=True, metadata=self._metadata) as file:
             # Decoding a whole group of lists at once touches five times its memory, and new memory is slow.
             batches = file.iter_batches(_DECODED_ROWS, [group], schema.names, use_threads=False)
-            return pa.Table.from_batches(batches, schema).combine_chunks()
+            return assembled(batches, schema, self._metadata.row_group(group).num_rows)
 
     def row_bytes(self, columns: Sequence[str]) -> float:
         groups = [self._metadata.row_group(i) for i in range(self._metadata.num_row_groups)]
