@@ -25,6 +25,8 @@ def assembled(batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int) -
     rows
         How many rows they have together.
     """
+    if not schema.names:
+        return pa.Table.from_batches(batches, schema)  # a table without columns has rows nevertheless
     columns = [_Column(field.type, rows) for field in schema]
     for batch in batches:
         for column, array in zip(columns, batch.columns, strict=True):

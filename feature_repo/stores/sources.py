@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from feature_repo.contracts.errors import InputDataError, LakeError
 from feature_repo.contracts.types import Problem
 from feature_repo.stores import twin
-from feature_repo.stores.clocks import MISSING, Int64Array, Naive, microseconds
 from feature_repo.stores.assembly import assembled
+from feature_repo.stores.clocks import MISSING, Int64Array, Naive, microseconds
 
 Twins = Literal["off", "use", "build"]
 _DECODED_ROWS = 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,7 @@ def batches_of(vectors: list[Any], cuts: list[int]) -> list[pa.RecordBatch]:
     )
     edges = [0, *sorted(min(cut, len(vectors)) for cut in cuts), len(vectors)]
     return [
-        batch
-        for start, stop in zip(edges[:-1], edges[1:], strict=True)
-        for batch in rows.slice(start, stop - start).to_batches()
+        batch for start, stop in itertools.pairwise(edges) for batch in rows.slice(start, stop - start).to_batches()
     ]
 
 
@@ -66,6 +65,10 @@ def test_vectors_are_held_once() -> None:
     found = assembled(batches(), pa.schema({"vector": pa.list_(pa.float32())}), rows)
     assert found.num_rows == rows and found["vector"].num_chunks == 1
     assert most < rows * dim * 4 / 4
+
+
+def test_rows_without_columns_are_counted() -> None:
+    assert assembled([batch.select([]) for batch in batches_of([None] * 5, [2])], pa.schema([]), 5).num_rows == 5
 
 
 @pytest.mark.parametrize("rows", [0, 3])
