@@ -7,10 +7,13 @@ batch, whose memory the next one uses again.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 _MOST_NUMBERS = np.iinfo(np.int32).max
 
@@ -34,6 +37,18 @@ def assembled(batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int) -
     return pa.table([column.whole() for column in columns], schema=schema).combine_chunks()
 
 
+def in_one_piece(column: Column) -> pa.Array:
+    """Return a column as one array; what is one already is not copied, as Arrow's own function would."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    whole = column.combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        whole = whole.chunk(0) if whole.num_chunks else pa.array([], whole.type)
+    return whole
+
+
 class _Column:
     """One column; its batches are kept unless they are vectors of one length without gaps."""
 
@@ -48,7 +63,7 @@ class _Column:
         vectors_BD = _vectors(array) if self._even and len(array) else None
         stop = self._count + len(array)
         if vectors_BD is not None and self._vectors_ND is None and self._fits(vectors_BD):
-            self._vectors_ND = np.empty((self._rows, vectors_BD.shape[1]), vectors_BD.dtype)
+            self._vectors_ND = _empty(self._rows, vectors_BD)
         if vectors_BD is None or self._vectors_ND is None or vectors_BD.shape[1] != self._vectors_ND.shape[1]:
             self._keep(array)
         else:
@@ -70,6 +85,13 @@ class _Column:
             self._kept.append(pa.ListArray.from_arrays(offsets, pa.array(numbers.reshape(-1)), self._kind))
         self._even = False
         self._kept.append(array)
+
+
+def _empty(rows: int, like_BD: npt.NDArray) -> npt.NDArray:
+    """Return a matrix [rows, D] in Arrow's memory; NumPy would ask for huge pages."""
+    width = like_BD.shape[1]
+    memory = pa.allocate_buffer(rows * width * like_BD.itemsize)
+    return np.frombuffer(memory, like_BD.dtype).reshape(rows, width)
 
 
 def _vectors(array: pa.ListArray) -> npt.NDArray | None:

@@ -106,8 +106,9 @@ class ArrowComputeEngine(LocalComputeEngine):
         _check_view(task)
         columns = ViewColumns.of(view)
         place = place_of(self.repo_config, self.online_store, view)
+        least = self._least_for_workers(place)
         rows = self._rows_of_files(task, columns)
-        if self._is_for_workers(place, rows):
+        if least is not None and (rows is None or rows.rows >= least):
             self._store_by_workers(registry, task, columns, rows)
             return
         with closing(_writer(place, self.settings.wait_seconds)) as writer:
@@ -143,16 +144,16 @@ class ArrowComputeEngine(LocalComputeEngine):
         found = node.execute(self.get_execution_context(registry, task))
         return latest.of_table(found.data, columns)
 
-    def _is_for_workers(self, place: SqlitePlace | RedisPlace, rows: LatestRows | None) -> bool:
+    def _least_for_workers(self, place: SqlitePlace | RedisPlace) -> int | None:
+        """Return from how many rows on workers store them; None where they never do."""
         least = self.settings.spark_from_rows
-        if least is None:
-            return False
-        if not isinstance(place, RedisPlace) or not hasattr(self.repo_config.offline_store, "spark_conf"):
+        on_spark = hasattr(self.repo_config.offline_store, "spark_conf")
+        if least is not None and not (on_spark and isinstance(place, RedisPlace)):
             raise ConfigError(
                 "spark_from_rows, under batch_engine, needs Redis online and an offline store on Spark. Take it out of "
                 "the settings, or see docs/spark.md."
             )
-        return rows is None or rows.rows >= least
+        return least
 
     def _store_by_workers(
         self, registry: BaseRegistry, task: MaterializationTask, columns: ViewColumns, rows: LatestRows | None

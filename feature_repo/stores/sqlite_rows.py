@@ -71,10 +71,11 @@ class Upsert:
         count = len(names)
         self.rows = len(keys) * count
         updates = ", ".join(f"{name} = excluded.{name}" for name in list(columns)[2:])
+        numbered = "i AS n" if count == 1 else f"i / {count} AS n, i % {count} AS f"
         # The rows of an entity lie together, as a reader wants them. WHERE keeps ON from being taken for a join's.
         self.sql = (
             f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(columns.values())} "
-            f"FROM (SELECT i / {count} AS n, i % {count} AS f FROM {COUNTER} WHERE i < {self.rows}) WHERE true "
+            f"FROM (SELECT {numbered} FROM {COUNTER} WHERE i < {self.rows}) WHERE true "
             f"ON CONFLICT(entity_key, feature_name) DO UPDATE SET {updates}"
         )
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.contracts.errors import LakeError
 from feature_repo.lake import replacing, sha256_of
+from feature_repo.stores.assembly import in_one_piece
 
 FOLDER = "_twin"
 FORMAT = b"2"
@@ -186,9 +187,7 @@ def fixed_size(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
         return column
     if not pa.types.is_floating(kind.value_type):
         return column
-    # One chunk is taken as it is: combining copies.
-    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+    whole = in_one_piece(column)
     widths = np.diff(whole.offsets.to_numpy())
     values = whole.flatten()
     if values.null_count or widths[0] == 0 or (widths != widths[0]).any():

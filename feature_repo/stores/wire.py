@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
 
+from feature_repo.stores.assembly import Column, in_one_piece
 from feature_repo.stores.clocks import Int64Array
 
-Column: TypeAlias = pa.Array | pa.ChunkedArray
 Piece: TypeAlias = pa.Array | pa.Scalar
 
 BYTES = pa.large_binary()
@@ -172,18 +172,6 @@ def values(column: Column, kind: ValueType, *, one_nan: bool = False) -> pa.Arra
     valid, body = _scalar_body(column, kind)
     whole = join(len(column), scalar(tag(kind)), body)
     return whole if valid is None else pc.if_else(pa.array(valid), whole, scalar(b""))
-
-
-def in_one_piece(column: Column) -> pa.Array:
-    """Return a column as one array; what is one already is not copied, as Arrow's own function would."""
-    if not isinstance(column, pa.ChunkedArray):
-        return column
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    whole = column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):
-        whole = whole.chunk(0) if whole.num_chunks else pa.array([], whole.type)
-    return whole
 
 
 def combined(column: Column) -> pa.Array:

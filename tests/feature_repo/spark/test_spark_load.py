@@ -180,5 +180,6 @@ def test_without_redis_or_spark_the_setting_is_refused(tmp_path: Path, server: R
     online = {"type": "sqlite"} if lacks == "redis" else redis_of(server, 0)
     view = view_of(path, {"i": "int64"}, **({"source_of": spark_source} if lacks == "redis" else {}))
     store = store_of(tmp_path / "s", online, WORKERS, [view], SPARK if lacks == "redis" else None)
+    path.unlink()  # before anything is read
     with pytest.raises(ConfigError, match="spark_from_rows"):
         load(store)
