@@ -53,6 +53,8 @@ class Upsert:
     ----------
     sql, parameters
         The statement. It holds views of the arrays, so that they must outlive it.
+    rows
+        How many rows of SQL it writes: `count_to` has to have counted as many.
     """
 
     def __init__(
