@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _DAMAGE = re.compile(r"(OSError|pyarrow\.lib\.\w+): ")
 _MEASURED = "number bigint, part binary, hashes array<bigint>"
+# How many parts are merged at once.
 FAN = 32
 
 
