@@ -60,7 +60,7 @@ class _Column:
         self._count = 0
 
     def add(self, array: pa.Array) -> None:
-        vectors_BD = _vectors(array) if self._even and len(array) else None
+        vectors_BD = vectors_of(array) if self._even and len(array) else None
         stop = self._count + len(array)
         if vectors_BD is not None and self._vectors_ND is None and self._fits(vectors_BD):
             self._vectors_ND = _empty(self._rows, vectors_BD)
@@ -94,8 +94,8 @@ def _empty(rows: int, like_BD: npt.NDArray) -> npt.NDArray:
     return np.frombuffer(memory, like_BD.dtype).reshape(rows, width)
 
 
-def _vectors(array: pa.ListArray) -> npt.NDArray | None:
-    """Return lists as a matrix [B, D] over their memory; None where they differ in length or have gaps."""
+def vectors_of(array: pa.ListArray) -> npt.NDArray | None:
+    """Return one list of numbers or more as a matrix [B, D] over their memory; None for gaps or other lengths."""
     widths = np.diff(array.offsets.to_numpy())
     values = array.flatten()
     if array.null_count or values.null_count or widths[0] == 0 or (widths != widths[0]).any():

@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo.contracts.errors import LakeError
 from feature_repo.lake import replacing, sha256_of
-from feature_repo.stores.assembly import in_one_piece
+from feature_repo.stores.assembly import in_one_piece, vectors_of
 
 FOLDER = "_twin"
 FORMAT = b"2"
@@ -187,9 +186,7 @@ def fixed_size(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
         return column
     if not pa.types.is_floating(kind.value_type):
         return column
-    whole = in_one_piece(column)
-    widths = np.diff(whole.offsets.to_numpy())
-    values = whole.flatten()
-    if values.null_count or widths[0] == 0 or (widths != widths[0]).any():
+    vectors_ND = vectors_of(in_one_piece(column))
+    if vectors_ND is None:
         return column
-    return pa.FixedSizeListArray.from_arrays(values, int(widths[0]))
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.reshape(-1)), vectors_ND.shape[1])
