@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -83,6 +84,10 @@ def trained(folder: Path, histories: dict[int, list[int]]) -> tuple[Any, dict[st
     train, valid, _ = data_preparation(config, dataset)
     model = get_model("SASRec")(config, train.dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], "SASRec")(config, model)
+    # RecBole keeps the best pass so far, and a run that was killed goes on behind it.
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # its own file holds its settings as objects
+    for kept in sorted((folder / "saved").glob("SASRec-*.pth"))[-1:]:
+        trainer.resume_checkpoint(str(kept))
     best, _ = trainer.fit(train, valid, saved=True, show_progress=False)
     state = torch.load(trainer.saved_model_file, weights_only=False, map_location=config["device"])
     model.load_state_dict(state["state_dict"])
@@ -105,7 +110,7 @@ def trained(folder: Path, histories: dict[int, list[int]]) -> tuple[Any, dict[st
         scores[:, 0] = -torch.inf
         return position[scores.topk(k).indices.cpu().numpy()]
 
-    facts = {"valid_recall_at_100": float(best), "epochs": len(trainer.train_loss_dict), "hidden_size": 64}
+    facts = {"valid_recall_at_100": float(best), "best_epoch": state["epoch"] + 1, "hidden_size": 64}
     return score, facts
 
 
