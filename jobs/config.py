@@ -64,6 +64,13 @@ class Upstream(_Settings):
     positives: Literal["click", "conversion"] = Field(
         "conversion", description="outcome that, beside the activity, makes a pair attract in the contrastive loss"
     )
+    conversion_events: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="event types after a click that the conversion head learns, e.g. [add_to_cart, conversion]: what "
+        "happens often on the way to what is rare; null: conversion",
+    )
+    out_dim: int | None = Field(None, ge=1, description="floats per output token of the vectors; null: the preset's")
     fold_in: float | None = Field(
         None,
         gt=0,

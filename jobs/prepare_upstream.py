@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jobs.config import Upstream
     from jobs.features.batches import Grid, TrainingRows
     from jobs.features.encode import Encoder
-    from jobs.features.labels import Opportunities
+    from jobs.features.labels import CONVERSION, Opportunities
     from jobs.features.row_summary import RowSummary
     from jobs.features.tables import Tables
     from models.presets import Preset
@@ -92,7 +92,8 @@ def prepare(
     if since is not None:
         moments = [moment for moment in moments if moment + ws.config.refresh_every > since]
     grid = Grid(tuple(moments), ws.config.availability_lag, cutoff)
-    opportunities = Opportunities(ws.log, since=since, known_at=cutoff)
+    conversions = settings.conversion_events or CONVERSION
+    opportunities = Opportunities(ws.log, since=since, known_at=cutoff, conversions=conversions)
     label = f"train {settings.version}: count rows"
     summary = RowSummary(ws.log, _counted(opportunities, grid, label, progress))
     if not moments or summary.rows == 0:
@@ -124,7 +125,7 @@ def prepare(
     tables = Tables(ws.log, encoder, actions, coverage)
     folder.mkdir(parents=True, exist_ok=True)
     parts = train_ranks.write_rows(
-        train_ranks.Reading(folder, encoder, grid, since, catalogue=sampling.uniform_negatives > 0),
+        train_ranks.Reading(folder, encoder, grid, since, conversions, catalogue=sampling.uniform_negatives > 0),
         tables,
         opportunities,
         device=training_device(settings),
@@ -184,6 +185,7 @@ def model_config(
     config = replace(
         config,
         seed=settings.seed,
+        out_dim=settings.out_dim or config.out_dim,
         click_rate=_rate(rows.click_rate if has_impressions else 0.0),
         conversion_rate=_rate(rows.conversion_rate),
         losses=losses,

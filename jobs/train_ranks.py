@@ -45,6 +45,7 @@ class Reading:
     encoder: Encoder
     grid: Grid
     since: datetime | None
+    conversions: tuple[str, ...]
     catalogue: bool
 
 
@@ -187,7 +188,7 @@ def _read_part(ws: Workspace, task: Reading) -> None:
             "a shared file system where they are on several machines."
         )
     tables = Tables(ws.log, task.encoder, ws.config.history_actions, ws.config.coverage)
-    opportunities = Opportunities(ws.log, since=task.since, known_at=task.grid.until)
+    opportunities = Opportunities(ws.log, since=task.since, known_at=task.grid.until, conversions=task.conversions)
     _write(task, tables, opportunities)
 
 

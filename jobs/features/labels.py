@@ -6,12 +6,17 @@ they became known, so that whoever trains at time T can leave out what had not a
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 import polars as pl
 
-from jobs.features.log import RESERVED, EventLog
+from feature_repo.contracts.errors import ConfigError
+from jobs.features.log import OUTCOMES, RESERVED, EventLog
 
+CONVERSION = ("conversion",)
+ACTIVITY_WINDOW = timedelta(days=7)  # activity later than that after a click has nothing to do with it
+_TIED = ("impression_id", "user_id", "item_id", "event_timestamp")
 _READ = ("impression_id", "event_timestamp", "user_id", "item_id", "user_code", "item_code", "weight")
 
 
@@ -29,19 +34,47 @@ class Opportunities:
     known_at
         Opportunities from then on are left out, and outcomes that had not arrived read as not happened; None for
         the log as it ended.
+    conversions
+        Event types of which the first counts as the conversion. Activity belongs to the latest click of its user and
+        item in the `ACTIVITY_WINDOW` before it.
+
+    Raises
+    ------
+    ConfigError
+        If the log has no event of one of these types.
     """
 
-    def __init__(self, log: EventLog, *, since: datetime | None = None, known_at: datetime | None = None) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        *,
+        since: datetime | None = None,
+        known_at: datetime | None = None,
+        conversions: Sequence[str] = CONVERSION,
+    ) -> None:
+        unknown = [name for name in conversions if name not in (*CONVERSION, *log.record.counts)]
+        if unknown:
+            raise ConfigError(
+                f"conversion_events names {', '.join(unknown)}, which the log does not have. It has: "
+                f"{', '.join(sorted(log.record.counts))}. Mend config.yaml."
+            )
         self._log = log
         self.since, self.known_at = since, known_at
         self.has_impressions = log.record.opportunity == "impression"
+        events = {"click": ("click",), "conversion": conversions}
         self._context = [name for name in log.scan().collect_schema().names() if name not in RESERVED]
-        self._arrived = {name: self._times_of(name) for name in ("click", "conversion")}
+        self._arrived = {name: self._times_of(name, kinds) for name, kinds in events.items()}
 
-    def _times_of(self, outcome: str) -> pl.DataFrame:
+    def _times_of(self, outcome: str, kinds: Sequence[str]) -> pl.DataFrame:
+        tied = [name for name in kinds if name in OUTCOMES]
+        found = [self._of(tied).filter(pl.col("impression_id").is_not_null())] if tied else []
+        if len(tied) < len(kinds):
+            found.append(_after_clicks(self._of(["click"]), self._of([name for name in kinds if name not in tied])))
         moment = pl.col("event_timestamp").min().alias(f"{outcome}_timestamp")
-        of_impression = (pl.col("event_type") == outcome) & pl.col("impression_id").is_not_null()
-        return self._log.scan().filter(of_impression).group_by("impression_id").agg(moment).collect(engine="streaming")
+        return pl.concat(found).group_by("impression_id").agg(moment).collect(engine="streaming")
+
+    def _of(self, kinds: Sequence[str]) -> pl.LazyFrame:
+        return self._log.scan().filter(pl.col("event_type").is_in(kinds)).select(_TIED)
 
     def count(self, start: datetime | None, end: datetime | None) -> int:
         """Return how many opportunities lie in [start, end)."""
@@ -71,6 +104,25 @@ class Opportunities:
             rows = rows.with_columns(pl.lit(None, dtype=pl.Boolean).alias("click"))
         rows = rows.sort("event_timestamp", "user_code", "item_code", "impression_id", maintain_order=True)
         return rows if self.known_at is None else as_known_at(rows, self.known_at)
+
+
+def _after_clicks(clicks: pl.LazyFrame, activity: pl.LazyFrame) -> pl.LazyFrame:
+    """Give activity the impression of the click that it followed; what followed none is left out."""
+    # Of clicks at the same moment the one with the smallest id counts, in whatever order they lie.
+    ordered = clicks.sort("event_timestamp", "impression_id", descending=[False, True])
+    tied = (
+        activity.drop("impression_id")
+        .sort("event_timestamp")
+        .join_asof(
+            ordered,
+            on="event_timestamp",
+            by=["user_id", "item_id"],
+            strategy="backward",
+            tolerance=ACTIVITY_WINDOW,
+            check_sortedness=False,
+        )
+    )
+    return tied.filter(pl.col("impression_id").is_not_null()).select(_TIED)
 
 
 def opportunities(log: EventLog, start: datetime | None = None, end: datetime | None = None) -> pl.DataFrame:
