@@ -70,6 +70,7 @@ class Upstream(_Settings):
         description="event types after a click that the conversion head learns, e.g. [add_to_cart, conversion]: what "
         "happens often on the way to what is rare; null: conversion",
     )
+    epochs: int | None = Field(None, ge=1, description="passes of its training; null: those of the home folder")
     out_dim: int | None = Field(None, ge=1, description="floats per output token of the vectors; null: the preset's")
     fold_in: float | None = Field(
         None,

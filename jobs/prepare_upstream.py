@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jobs.config import Upstream
     from jobs.features.batches import Grid, TrainingRows
     from jobs.features.encode import Encoder
-    from jobs.features.labels import CONVERSION, Opportunities
+    from jobs.features.labels import Opportunities
     from jobs.features.row_summary import RowSummary
     from jobs.features.tables import Tables
     from models.presets import Preset
@@ -82,7 +82,7 @@ def prepare(
     """
     from jobs import train_ranks
     from jobs.features.batches import Grid, TrainingRows, input_spec
-    from jobs.features.labels import Opportunities
+    from jobs.features.labels import CONVERSION, Opportunities
     from jobs.features.row_summary import RowSummary
     from jobs.features.tables import Tables, fit_encoder
 

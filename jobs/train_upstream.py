@@ -242,7 +242,7 @@ def fit_upstream(
         else:
             model, passes = old.model.to(device), preset.train.epochs
             trained = Aligned(model, copy.deepcopy(model), settings.alignment or 0.0)
-        train = replace(ready.train, epochs=ws.config.epochs or passes)
+        train = replace(ready.train, epochs=settings.epochs or ws.config.epochs or passes)
         shard = (ranks.rank(), ranks.world())
         train_ranks.lead(
             train_ranks.Task(
