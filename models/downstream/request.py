@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from models.downstream.inputs import Array
 from models.downstream.ranker import Ranker
 from models.downstream.request_inputs import Lookups, PlainInputs, Positions, VectorInputs
 from models.downstream.request_layers import RequestLayers
@@ -61,8 +63,8 @@ class Asked:
         One ``[1, D]`` per asked embedding, in the order of the specification, and whether each is there.
     """
 
-    ids: tuple[Tensor, ...]
-    nums: Tensor
+    ids: tuple[Array, ...]
+    nums: Array
     vectors: tuple[Tensor, ...]
     present: tuple[bool, ...]
 
@@ -84,14 +86,14 @@ class Candidates:
     """
 
     known: tuple[Tensor, ...]
-    ids: tuple[Tensor, ...]
+    ids: tuple[Array, ...]
     vectors: tuple[Tensor, ...]
     present: Tensor | None = None
 
     @property
     def count(self) -> int:
         """N."""
-        return len(next(iter((*self.known, *self.ids, *self.vectors))))
+        return next(len(values) for part in (self.known, self.ids, self.vectors) for values in part)
 
 
 class RequestRanker:
@@ -130,29 +132,31 @@ class RequestRanker:
         self.lookups = Lookups(ranker, [column for column in x.cats if column not in cats])
         self._vectors = VectorInputs(ranker, sources.asked_embeddings)
         bias = ranker.numeric.project.bias if ranker.numeric is not None else torch.zeros(0)
-        self._bias = bias.detach().clone().unsqueeze(0)
+        self._bias = bias.detach().clone().unsqueeze(0).numpy()
         asked = [*self._asked.positions(x), *x.shared, *self._vectors.asked_positions(x)]
         own = [at for part in self._items for at in part.positions(x)]
         own += x.shared if any(part.has_numbers for part in self._items) else []
         own += [*self.lookups.positions(x), *self._vectors.own_positions(x)]
         self._layers = RequestLayers(ranker, asked, own)
 
-    @torch.inference_mode()
-    def encode(self, source: int, ids: tuple[Tensor, ...], nums: Tensor) -> Tensor:
+    def encode(self, source: int, ids: tuple[Array, ...], nums: Array) -> Array:
         """Return all I items of a source encoded, ``[I, P]``, from ``items[source].ids`` and float32 ``[I, m]``."""
-        own, share = self._items[source](ids, nums)
-        return torch.cat([*own, share], dim=1)
+        return np.concatenate([nums[:, :0], *self._items[source](ids, nums)], axis=1)
 
     @torch.inference_mode()
     def __call__(self, asked: Asked, candidates: Candidates) -> Tensor:
         """Return logits ``[N]``."""
-        plain, share = self._asked(asked.ids, asked.nums)
+        plain = self._asked(asked.ids, asked.nums)
+        if self._asked.has_numbers:
+            plain[-1] += self._bias
+        else:
+            plain.append(self._bias)
         seen = self._vectors.of_asked(asked.vectors, asked.present)
-        share = share + self._bias if self._asked.has_numbers else self._bias
         known = list(zip(self._items, candidates.known, strict=True))
         parts = [rows[:, : part.width] for part, rows in known]
         shares = [rows[:, part.width :] for part, rows in known if part.has_numbers]
         parts += [sum(shares[1:], start=shares[0])] if shares else []
-        parts += self.lookups(candidates.ids)
+        parts += map(torch.from_numpy, self.lookups(candidates.ids))
         parts += self._vectors.of_candidates(seen, candidates.vectors, candidates.present, candidates.count)
-        return self._layers(torch.cat([*plain, share, *seen.parts], dim=1), torch.cat(parts, dim=1))
+        together = torch.from_numpy(np.concatenate(plain, axis=1))
+        return self._layers(torch.cat([together, *seen.parts], dim=1), torch.cat(parts, dim=1))

@@ -4,12 +4,12 @@ With x0 = a + z, cross layer l of DCN-v2 is ``x_{l+1} = x_l + x0 * (U_l d_l + b_
 ``x_l = x0 * t_l`` with ``t_l = 1 + (b_0 + U_0 d_0) + ... + (b_{l-1} + U_{l-1} d_{l-1})``, and
 
 - ``V_l (a * t_l)`` is a vector plus r x r matrices times d_0, d_1, ...: they are made once per request;
-- the head reads the last x by weights h alone, and ``h . (x0 * U d) = d . (U' (h * x0))``: the last layer is a product of
-  x0 with constants, and never as wide as x0;
+- the head reads the last x by weights h alone, and ``h . (x0 * U d) = d . (U' (h * x0))``: the last layer is a product
+  of x0 with constants, and never as wide as x0;
 - that, V_0 and the first layer of the MLP are linear in x0: one product for all three.
 
-Shapes: N candidates, X width of the joined input, A and Z widths of the parts that a and z fill, r rank of a cross layer
-(X where it is full), S width of that product.
+Shapes: N candidates, X width of the joined input, A and Z widths of the parts that a and z fill, r rank of a cross
+layer (X where it is full), S width of that product.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class RequestLayers:
         return logits
 
     def _crossed(self, logits: Tensor, a: Tensor, z: Tensor, down: Tensor, seen: Tensor) -> Tensor:
-        """Add what the head reads of the cross layers: `down` is d_0, `seen` is ``U' (h * x0)`` of the last, ``[N, r]``."""
+        """Add what the head reads of cross layers; `down` is d_0, `seen` ``U' (h * x0)`` of the last, ``[N, r]``."""
         downs, met, t = [down], [], None
         for layer in self._crosses:
             met.append(layer.up_A * a)  # [r, A]
@@ -110,7 +110,7 @@ class RequestLayers:
 
 
 def _weights(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U ``[X, r]``, b ``[X]`` and V ``[r, X]`` of a cross layer, float64; V is the identity where there is none."""
+    """Return U ``[X, r]``, b ``[X]`` and V ``[r, X]`` of a cross layer, float64; the identity where there is no V."""
     assert isinstance(layer, CrossLayer)
     up = layer.up.weight.double()
     down = layer.down.weight.double() if isinstance(layer.down, nn.Linear) else torch.eye(len(up)).double()

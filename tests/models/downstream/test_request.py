@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.downstream.batches import RankerBatch, table_layouts
@@ -80,12 +78,12 @@ def prepared_logits(model: Ranker, sources: Sources, batch: RankerBatch) -> Tens
     own_at = [at for at in range(len(names)) if at not in asked_at]
     asked = Asked(
         ready.asked.ids(columns[:1].numpy()),
-        batch.nums[:1, sources.asked.nums],
+        batch.nums[:1, sources.asked.nums].numpy(),
         tuple(batch.vectors[at][:1] for at in asked_at),
         tuple(bool(batch.present[0, at]) for at in asked_at),
     )
     known = tuple(
-        ready.encode(at, ready.items[at].ids(columns.numpy()), batch.nums[:, part.nums])
+        torch.from_numpy(ready.encode(at, ready.items[at].ids(columns.numpy()), batch.nums[:, part.nums].numpy()))
         for at, part in enumerate(sources.items)
     )
     own = batch.present[:, own_at]
