@@ -97,12 +97,14 @@ class RequestLayers:
             met.append(layer.up_A * a)  # [r, A]
             gained = torch.addmm(layer.gained_Z, downs[-1], layer.up_Z)
             t = gained if t is None else t + gained
-            own, asked = z * t, a * layer.before_A  # the next x, less what of a depends on d
+            last = len(downs) == len(self._crosses)
+            # The next x, less what of a depends on d; nobody reads the last t again.
+            own, asked = t.mul_(z) if last else t * z, a * layer.before_A
             down = torch.addmm(asked @ layer.down_A, own, layer.down_Z)
             for earlier, mine in zip(downs, met, strict=True):
                 down.addmm_(earlier, mine @ layer.down_A)
             downs.append(down)
-            if len(downs) > len(self._crosses):
+            if last:
                 logits = torch.addmv(logits + asked @ self._head_A, own, self._head_Z)
                 for earlier, mine in zip(downs, met, strict=False):
                     logits = torch.addmv(logits, earlier, mine @ self._head_A)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.downstream.batches import RankerBatch, table_layouts
@@ -128,3 +130,51 @@ def test_every_shape_gives_the_rankers_logits(shape: str, gone: tuple[str, ...])
     assert_same(SPEC, dataclasses.replace(CONFIG, **SHAPES[shape]), gone=gone)
     tokens = dataclasses.replace(SPEC, tokens=(("user_v1", 4), ("item_v1", 2), ("item_v2", 4)))
     assert_same(tokens, dataclasses.replace(CONFIG, **SHAPES[shape]), gone=gone)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**16), drawn=st.data())
+def test_any_split_of_the_inputs_gives_the_rankers_logits(seed: int, drawn: st.DataObject) -> None:
+    def dealt(count: int, hands: int) -> list[list[int]]:
+        owner = drawn.draw(st.lists(st.integers(0, hands - 1), min_size=count, max_size=count))
+        return [[at for at in range(count) if owner[at] == hand] for hand in range(hands)]
+
+    cats, nums = dealt(len(SPEC.cats), 4), dealt(SPEC.nums, 3)  # the last categories are looked up
+    parts = [Columns(tuple(c), tuple(n)) for c, n in zip(cats, nums, strict=False)]
+    asked = frozenset(drawn.draw(st.sets(st.sampled_from([name for name, _ in SPEC.embeddings]))))
+    gone = drawn.draw(st.lists(st.sampled_from([name for name, _ in SPEC.embeddings]), max_size=3))
+    config = dataclasses.replace(CONFIG, **SHAPES[drawn.draw(st.sampled_from(sorted(SHAPES)))])
+    assert_same(SPEC, config, Sources(parts[0], tuple(parts[1:]), asked), gone=gone, seed=seed)
+
+
+def test_without_numbers_and_embeddings() -> None:
+    spec = dataclasses.replace(SPEC, nums=0, embeddings=(), pairs=())
+    assert_same(spec, CONFIG, Sources(Columns(cats=(0,)), (Columns(cats=(1, 3)),), frozenset()))
+
+
+def test_a_number_without_a_source_and_a_field_with_two_are_refused() -> None:
+    model = ranker_of(SPEC, CONFIG)
+    for asked in (Columns(nums=(0, 1)), Columns(cats=(3,), nums=(6, 0, 1)), Columns(nums=(6, 0, 1, 2))):
+        with pytest.raises(ValueError, match="each number needs one source"):
+            RequestRanker(model, dataclasses.replace(SOURCES, asked=asked))
+
+
+def test_one_candidate_and_its_place_among_others_make_no_difference() -> None:
+    model = ranker_of(SPEC, CONFIG)
+    batch = request_of(SPEC, SOURCES, 30)
+    whole = prepared_logits(model, SOURCES, batch)
+    last = RankerBatch(
+        tuple(ids[-1:] for ids in batch.ids), batch.nums[-1:], tuple(v[-1:] for v in batch.vectors), batch.present[-1:]
+    )
+    torch.testing.assert_close(prepared_logits(model, SOURCES, last), whole[-1:], atol=1e-5, rtol=1e-5)
+
+
+def test_changing_the_ranker_afterwards_changes_no_layer() -> None:
+    model = ranker_of(SPEC, CONFIG)
+    ready = RequestRanker(model, SOURCES)
+    z, a = torch.randn(3, len(ready._layers._direct_Z)), torch.randn(1, len(ready._layers._direct_A))
+    before = ready._layers(a, z)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    assert torch.equal(ready._layers(a, z), before)
