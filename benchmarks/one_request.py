@@ -5,6 +5,7 @@ Legend: N candidates, C ids and categories, X crosses, M numeric inputs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor
 
 from jobs.features.ranking import RankerEncoder
-from models.downstream.inputs import RankerData, RankerSpec, gathered
+from models.downstream.inputs import RankerData, gathered
 from models.downstream.ranker import Ranker
 from models.downstream.request import Asked, Candidates, Columns, RequestRanker, Sources
 
 
-def sources_of(encoder: RankerEncoder, spec: RankerSpec) -> Sources:
+def sources_of(encoder: RankerEncoder, embeddings: Iterable[str]) -> Sources:
     """Return where serving finds the inputs: a plain view of items, the request, or for an item's id a look-up."""
     cats, nums = (*encoder.fields.ids, *encoder.fields.cats), encoder.numbers_read
     views = sorted({name.split("__")[0] for name in (*cats, *nums) if name.startswith("item_") and "__" in name})
@@ -32,12 +33,12 @@ def sources_of(encoder: RankerEncoder, spec: RankerSpec) -> Sources:
         tuple(at for at in range(len(cats)) if at not in ahead),
         tuple(at for at in range(len(nums)) if at not in numbers),
     )
-    return Sources(asked, items, frozenset(name for name, _ in spec.embeddings if name.startswith("user")))
+    return Sources(asked, items, frozenset(name for name in embeddings if name.startswith("user")))
 
 
 def of_one_user(encoder: RankerEncoder, data: RankerData, row: int) -> RankerData:
     """Return all rows as if the user of one row had been asked about their items, at that row's moment."""
-    asked = sources_of(encoder, encoder.spec({})).asked
+    asked = sources_of(encoder, ()).asked
     cats, nums = data.cats.copy(), data.nums.copy()
     cats[:, asked.cats], nums[:, asked.nums] = cats[row, asked.cats], nums[row, asked.nums]
     embeddings = {}
@@ -57,7 +58,8 @@ class OneRequest:
     """
 
     def __init__(self, ranker: Ranker, encoder: RankerEncoder, data: RankerData) -> None:
-        sources, names = sources_of(encoder, ranker.spec), [name for name, _ in ranker.spec.embeddings]
+        names = [name for name, _ in ranker.spec.embeddings]
+        sources = sources_of(encoder, names)
         self._ready = RequestRanker(ranker, sources)
         self._columns = np.concatenate([data.cats, data.crosses], axis=1).astype(np.int64)
         self._known = [
@@ -73,7 +75,7 @@ class OneRequest:
     def __call__(self) -> Tensor:
         """Return logits [N]."""
         users = tuple(torch.from_numpy(table[np.maximum(index[:1], 0)]) for table, index in self._users)
-        items = tuple(torch.from_numpy(table[np.maximum(index, 0)]) for table, index in self._items)
+        items = tuple(torch.from_numpy(table.take(np.maximum(index, 0), axis=0)) for table, index in self._items)
         here = [index >= 0 for _, index in self._items]
         present = None if all(there.all() for there in here) else torch.from_numpy(np.stack(here, 1).astype(np.float32))
         return self.rank(users, items, tuple(bool(index[0] >= 0) for _, index in self._users), present)
@@ -83,6 +85,6 @@ class OneRequest:
     ) -> Tensor:
         """Return logits [N] for vectors that are there already, [1, D] of the user and [N, D] of the items."""
         asked = Asked(self._ready.asked.ids(self._columns[:1]), self._nums, users, known)
-        plain = tuple(torch.from_numpy(table[self._rows]) for table in self._known)
-        ids = self._ready.lookups.ids(self._columns[self._rows])
+        plain = tuple(torch.from_numpy(table.take(self._rows, axis=0)) for table in self._known)
+        ids = self._ready.lookups.ids(self._columns.take(self._rows, axis=0))
         return self._ready(asked, Candidates(plain, ids, items, present))

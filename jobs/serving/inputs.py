@@ -147,7 +147,10 @@ class RankerInputs:
             of_user = Asked(self.ready.asked.ids(columns[start : start + 1]), nums[[request]], vectors, present)
             here = [read.found[start:end] for read in own]
             of_items = Candidates(
-                tuple(torch.from_numpy(self._known[view][rows.items[view][start:end]]) for view in self._items),
+                tuple(
+                    torch.from_numpy(self._known[view].take(rows.items[view][start:end], axis=0))
+                    for view in self._items
+                ),
                 self.ready.lookups.ids(columns[start:end]),
                 tuple(torch.from_numpy(read.values[start:end]) for read in own),
                 None

@@ -112,8 +112,8 @@ class _Numbers(NamedTuple):
 
     mean: Array
     std: Array
-    spread: Array
-    shift: Array
+    spread: Tensor
+    shift: Tensor
     binned: Array  # the projection's weights of the bins, [m * T, dim]
     absent: Array  # and of the indicators, [m, dim]
 
@@ -122,17 +122,24 @@ class _Numbers(NamedTuple):
         blocks = [column * numeric.bins + at for column in columns for at in range(numeric.bins)]
         weight = numeric.project.weight.detach().T
         binned, absent = weight[: weight.shape[0] - len(numeric.mean)], weight[weight.shape[0] - len(numeric.mean) :]
-        chosen = numeric.mean[columns], numeric.std[columns], numeric.spread[columns][:, blocks], numeric.shift[blocks]
-        return cls(*(values.numpy().copy() for values in (*chosen, binned[blocks], absent[columns])))
+        return cls(
+            numeric.mean[columns].numpy(),
+            numeric.std[columns].numpy(),
+            numeric.spread[columns][:, blocks],
+            numeric.shift[blocks],
+            binned[blocks].numpy(),
+            absent[columns].numpy(),
+        )
 
     def __call__(self, nums: Array) -> list[Array]:
         """Return ``[B, m]`` and ``[B, dim]``."""
         absent = np.isnan(nums)
-        values = np.copysign(np.log1p(np.abs(nums)), nums)
+        # By torch: a number that hardly varies is divided by next to nothing, so that its last bit can be seen.
+        values = np.copysign(torch.from_numpy(np.abs(nums)).log1p_().numpy(), nums)
         standard = np.clip((values - self.mean) / self.std, -5, 5)
         # Clipped after the product: what is absent lies under every bin, and fills none.
         values[absent], standard[absent] = BELOW_ALL, 0.0
-        bins = np.clip(values @ self.spread + self.shift, 0, 1)
+        bins = torch.addmm(self.shift, torch.from_numpy(values), self.spread).clamp_(0, 1).numpy()
         return [standard, bins @ self.binned + absent.astype(np.float32) @ self.absent]
 
 
