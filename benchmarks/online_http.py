@@ -176,12 +176,11 @@ def models(root: Path) -> dict[str, Any]:
     holder.refresh()
     served = holder.served
     rows = served.rows([Question(1, list(range(500)), {"hour": 9})], online_home.NOW)
-    ready = [(ranker.saved.model, served.inputs[task].batch(rows)) for task, ranker in served.rankers.items()]
+    ready = [(inputs.ready, inputs.requests(rows)[0]) for inputs in served.inputs.values()]
 
-    @torch.inference_mode()
     def both(call: int) -> None:
-        for model, batch in ready:
-            model(batch)
+        for ranker, request in ready:
+            ranker(*request)
 
     return {**timed(both, CALLS), "stages_ms": stages(served, timed)}
 
@@ -206,7 +205,7 @@ def stages(served: Any, timed: Callable[..., dict[str, float]]) -> dict[str, flo
         "all rows, users' features among them": lambda call: served.rows(
             [Question(call % 100, found[call % 100], {"hour": 9})], now, users[call % 100]
         ),
-        "tensors of both models": lambda call: [inputs.batch(rows[call % 100]) for inputs in served.inputs.values()],
+        "tensors of both models": lambda call: [inputs.requests(rows[call % 100]) for inputs in served.inputs.values()],
         "tensors and both models": lambda call: served.score(rows[call % 100]),
         "all of it without HTTP": lambda call: worker.compute(served, tasks[call % 100], settings),
     }

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.one_request import OneRequest, of_one_user
 from benchmarks.peers_rows import Rows
 from jobs.features.batches import Grid, item_batch, user_batch
 from jobs.features.tables import ItemTable, Tables, UserTable
@@ -225,41 +226,44 @@ def _one_request(rows: Rows, known: Histories, candidates: int) -> np.ndarray:
 
 
 def ranking_cost(
-    rows: Rows, known: Histories, model: Monolith, ranker: Ranker, *, candidates: int = CANDIDATES, repeats: int = 60
+    rows: Rows, known: Histories, model: Monolith, ranker: Ranker, *, candidates: int = CANDIDATES, repeats: int = 200
 ) -> tuple[dict[str, list[float]], int]:
     """Time requests of one user and many candidates on one thread, the kinds in turn: milliseconds of each, and how
     many candidates there were.
 
     A request gathers its tensors and computes logits. `vectors looked up` is the platform's ranker; `monolith` encodes
-    user and candidates; `monolith, items kept` encodes the user and looks the candidates' vectors up.
+    user and candidates; `monolith, items kept` encodes the user and looks the candidates' vectors up. All three rank
+    by what serving makes of a ranker, plain item rows encoded ahead: the towers alone make the difference.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     some = _one_request(rows, known, candidates)
-    asked = known.take(some)
-    asked = replace(asked, user_at=np.full(len(some), asked.user_at[0]))
-    data = rows.data.take(some)
-    inside = MonolithTensors(data, model.spec, asked)
-    looked_up = RankerTensors(data, ranker.spec)
-    every = torch.arange(len(some))
-    found: dict[str, list[float]] = {"vectors looked up": [], "monolith": [], "monolith, items kept": []}
+    has_vector = rows.data.embeddings[rows.views[0]][1][some] >= 0
+    row = int(np.argmax(has_vector))  # a user that both know
+    data = of_one_user(rows.encoder, rows.data.take(some), row)
+    user_at, item_at = known.user_at[some[row]][None], known.item_at[some]  # ascending, each once
+    looked_up = OneRequest(ranker, rows.encoder, data)
+    inside = OneRequest(model, rows.encoder, replace(data, embeddings={}))
     model.eval()
-    ranker.eval()
     with torch.inference_mode():
-        first = inside.batch(every)
-        items_IE, _ = model.item_tower(first.items, model.items)
 
-        def kept() -> Tensor:
-            plain = RankerTensors.batch(inside, every)
-            users = known.user_batch(asked.user_at[:1])
-            batch = replace(first, ids=plain.ids, nums=plain.nums, present=plain.present, users=users)
-            return model.rank(batch, model.user_tower(users, model.items)[0], items_IE)
+        def encoded_user() -> Tensor:
+            return model.user_tower(known.user_batch(user_at), model.items)[0]
+
+        def encoded_items() -> Tensor:
+            return model.item_tower(known.item_batch(item_at), model.items)[0]
+
+        kept, every = encoded_items(), torch.arange(len(some))
+
+        def monolith(items_NE: Tensor) -> Tensor:
+            return inside.rank((encoded_user(),), (items_NE,), (True,), None)
 
         kinds = {
-            "vectors looked up": lambda: ranker(looked_up.batch(every)),
-            "monolith": lambda: model(inside.batch(every)),
-            "monolith, items kept": kept,
+            "vectors looked up": looked_up,
+            "monolith": lambda: monolith(encoded_items()),
+            "monolith, items kept": lambda: monolith(kept.index_select(0, every)),
         }
+        found: dict[str, list[float]] = {kind: [] for kind in kinds}
         for step in range(repeats + 5):
             for name, request in kinds.items():
                 started = time.perf_counter()

@@ -4,8 +4,8 @@
     python -m benchmarks.quality --home world-home --command "..."   # any other home folder that ran
 
 Evaluates again, so that the figures are those of the present code, then measures the cost of ranking: the time in
-which a ranker scores one request of 500 candidates on one thread, features and vectors at hand (the fastest of sixty,
-for what else runs on the machine only adds to it). Records go into
+which a ranker scores one request of one user and 500 candidates on one thread, made ready as serving does, features and
+vectors at hand (the fastest of sixty, for what else runs on the machine only adds to it). Records go into
 `benchmarks/results/quality.json` and, for the report page, into `reports/quality.json` of the home folder;
 `docs/results.md` is written from the former (`python -m benchmarks.quality_tables`).
 """
@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.one_request import OneRequest, of_one_user
 from benchmarks.periods import Told
 from benchmarks.quality_records import RESULTS, put
 from feature_repo.lake import read_json, write_json
@@ -27,7 +29,6 @@ from jobs.features.ranking import RankerEncoder, TrainingSet
 from jobs.train_downstream import LABELS
 from jobs.workspace import Workspace
 from models.downstream.artifact import load_ranker
-from models.downstream.fit import predict
 
 CANDIDATES, REPEATS = 500, 60
 EMPTY = dict.fromkeys(
@@ -103,21 +104,23 @@ def ranking_costs(ws: Workspace) -> dict[str, dict[str, float]]:
         source = TrainingSet(ws.home.training_sets / consumer["name"], LABELS[consumer["task"]], shards)
         encoder = RankerEncoder.load(folder / "encoder.json")
         data = source.data(encoder, {view: source.vectors(view) for view in source.views})
-        request = data.take(np.arange(min(CANDIDATES, len(data))))
+        request = of_one_user(encoder, data.take(np.arange(min(CANDIDATES, len(data)))), 0)
         found[consumer["task"]] = {}
         for variant in read_json(folder / "consumer.json")["variants"]:
             place = folder / ("-".join(variant["views"]) or "none") / "seed-0"
             spaces = {view: ws.ledger.version(view.rsplit("_", 1)[1]).space_id for view in variant["views"]}
-            found[consumer["task"]][variant["name"]] = milliseconds(load_ranker(place, spaces).model, request)
+            found[consumer["task"]][variant["name"]] = milliseconds(
+                OneRequest(load_ranker(place, spaces).model, encoder, request)
+            )
     return found
 
 
-def milliseconds(model: Any, request: Any) -> float:
-    """Return the fastest time of scoring a request, in milliseconds."""
+def milliseconds(request: Callable[[], Any]) -> float:
+    """Return the fastest time of a request, in milliseconds."""
     taken = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        predict(model, request)
+        request()
         taken.append(1000 * (time.perf_counter() - started))
     return round(min(taken), 3)
 

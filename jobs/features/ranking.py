@@ -74,6 +74,12 @@ class RankerEncoder:
         """All columns that are read, under their names in a training set."""
         return (*self.fields.ids, *self.fields.cats, *self.fields.nums)
 
+    @property
+    def numbers_read(self) -> tuple[str, ...]:
+        """Names of all numeric inputs in their order; a rate is named as if its view had it."""
+        rates = tuple(f"{top.split('__')[0]}__{name.split(' ', 1)[1]}" for name, top, _, _ in _RATES)
+        return (*self.fields.nums, *rates)
+
     def encode(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
         """Return those of the ranker's columns that a frame has, encoded, by name.
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from models.downstream.artifact import SavedRanker
     from models.downstream.inputs import RankerData
 
+# Requests with fewer candidates than this on average are ranked together, the user's part for each of them.
+FEW = 256
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -139,7 +142,7 @@ class ServedRanker:
     def inputs(self, plain: Mapping[str, PlainRows], users: Sequence[str], *, integer_ids: bool) -> RankerInputs:
         """Encode all rows of the plain item views; `users` are the columns that the online store has of a user."""
         asked = {"user_id", *users, *self.context[0], *self.context[1]}
-        return RankerInputs(self.encoder, self.saved.model.spec, plain, asked, integer_ids=integer_ids)
+        return RankerInputs(self.encoder, self.saved.model, plain, asked, integer_ids=integer_ids)
 
     def score(self, rows: Rows, inputs: RankerInputs) -> np.ndarray:
         """Return the probability of the task's outcome per candidate, float64 [N].
@@ -151,8 +154,12 @@ class ServedRanker:
         """
         import torch
 
-        with torch.inference_mode():
-            logits = self.saved.model(inputs.batch(rows)).numpy()
+        if rows.users.height > 1 and len(rows.who) < FEW * rows.users.height:
+            with torch.inference_mode():
+                logits = self.saved.model(inputs.batch(rows)).numpy()
+        else:
+            found = [inputs.ready(*request).numpy() for request in inputs.requests(rows)]
+            logits = np.concatenate([np.empty(0, np.float32), *found])
         if not np.isfinite(logits).all():
             raise ValueError(f"{self.name}: {int((~np.isfinite(logits)).sum())} scores are not finite")
         return probability(self.saved.log_odds(logits))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 # The logarithm of a float32 stays within 89; a value this low lies under every bin, and fills none.
-_BELOW_ALL = -1e4
+BELOW_ALL = -1e4
 
 
 class NumericInput(nn.Module):
@@ -74,7 +74,7 @@ class NumericInput(nn.Module):
         values = torch.nan_to_num(nums)
         values = values.sign() * values.abs().log1p()
         standard = ((values - self.mean) / self.std).clamp(-5, 5).masked_fill(absent, 0.0)  # [B, M]
-        below_all = torch.where(absent, _BELOW_ALL, values)
+        below_all = torch.where(absent, BELOW_ALL, values)
         bins = torch.addmm(self.shift, below_all, self.spread).clamp_(0, 1)  # [B, M * T]
         known = torch.cat([bins, absent.to(nums.dtype)], dim=1)  # [B, M * (T + 1)]
         return torch.cat([standard, self.project(known)], dim=1)

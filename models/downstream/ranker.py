@@ -78,35 +78,35 @@ class Ranker(nn.Module):
         )
         self.numeric = NumericInput(spec.nums, config.numeric_bins, config.numeric_dim) if spec.nums else None
         names = [name for name, _ in spec.embeddings]
-        self._pairs = tuple((names.index(left), names.index(right)) for left, right in spec.pairs)
+        self.pairs = tuple((names.index(left), names.index(right)) for left, right in spec.pairs)
         self.register_buffer("embedding_scale", torch.ones(len(names)))
         # By position of the embedding; without `centred` there are none, as in rankers of before.
         self._means = {
-            position: f"embedding_mean_{position}" for pair in self._pairs for position in pair if config.centred
+            position: f"embedding_mean_{position}" for pair in self.pairs for position in pair if config.centred
         }
         for position, buffer in self._means.items():
             self.register_buffer(buffer, torch.zeros(spec.embeddings[position][1]))
         self.dropout = Dropout(config.embedding_dropout)
         counts = dict(spec.tokens)
-        self._counts = tuple(counts.get(name, 1) for name in names)  # K of each embedding input
+        self.token_counts = tuple(counts.get(name, 1) for name in names)  # K of each embedding input
         self.tokens = nn.ModuleList(
             nn.Linear(dim // count, count * config.token_dim)
-            for (_, dim), count in zip(spec.embeddings, self._counts, strict=True)
+            for (_, dim), count in zip(spec.embeddings, self.token_counts, strict=True)
         )
         self.token_norms = nn.ModuleList(nn.LayerNorm(config.token_dim) for _ in names)
         self.products = nn.ModuleList(
-            nn.Linear(spec.embeddings[left][1], config.pair_dim, bias=False) for left, _ in self._pairs
+            nn.Linear(spec.embeddings[left][1], config.pair_dim, bias=False) for left, _ in self.pairs
         )
         width = sum(layout.dim * len(layout.columns) for layout in layouts)
         width += self.numeric.dim if self.numeric is not None else 0
-        width += sum(self._counts) * config.token_dim + len(names) + len(self._pairs) * (config.pair_dim + 1)
+        width += sum(self.token_counts) * config.token_dim + len(names) + len(self.pairs) * (config.pair_dim + 1)
         self.crosses = nn.ModuleList(CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers))
         layers: list[nn.Module] = []
         for size_in, size_out in zip((width, *config.hidden), config.hidden, strict=False):
             layers += [nn.Linear(size_in, size_out), nn.ReLU()]
         self.mlp = nn.Sequential(*layers)
         self.head = nn.Linear(width + (config.hidden[-1] if config.hidden else width), 1)
-        inputs = [position for position, count in enumerate(self._counts) for _ in range(count)]
+        inputs = [position for position, count in enumerate(self.token_counts) for _ in range(count)]
         heads = config.attention_heads if names else 0
         self.attention = TokenAttention(inputs, config.token_dim, heads) if heads else None
 
@@ -160,7 +160,7 @@ class Ranker(nn.Module):
         # Scales go into the weights, and zeros into the results: both are smaller than the vectors.
         for position, (project, norm) in enumerate(zip(self.tokens, self.token_norms, strict=True)):
             weight = project.get_parameter("weight") * self.embedding_scale[position]
-            bias, count = project.get_parameter("bias"), self._counts[position]
+            bias, count = project.get_parameter("bias"), self.token_counts[position]
             if count == 1:
                 token = norm(F.linear(batch.vectors[position], weight, bias))  # [B, H]
             else:
@@ -171,7 +171,7 @@ class Ranker(nn.Module):
         if self.attention is not None:
             tokens = torch.cat(parts, dim=1).unflatten(1, (-1, self.config.token_dim))
             parts = [self.attention(tokens, batch.present).flatten(1)]
-        for (left, right), project in zip(self._pairs, self.products, strict=True):
+        for (left, right), project in zip(self.pairs, self.products, strict=True):
             scale = self.embedding_scale[left] * self.embedding_scale[right]
             both = here[:, left] * here[:, right]  # [B, 1]
             product = self._centred(batch, left) * self._centred(batch, right)  # [B, D]
@@ -182,5 +182,9 @@ class Ranker(nn.Module):
 
     def _centred(self, batch: RankerBatch, position: int) -> Tensor:
         """Return the vectors of an embedding, ``[B, D]``, less the mean of the training rows if that is asked for."""
-        vectors = batch.vectors[position]
-        return vectors - self.get_buffer(self._means[position]) if position in self._means else vectors
+        mean = self.mean(position)
+        return batch.vectors[position] if mean is None else batch.vectors[position] - mean
+
+    def mean(self, position: int) -> Tensor | None:
+        """Return what is subtracted from an embedding before products, ``[D]``, if anything is."""
+        return self.get_buffer(self._means[position]) if position in self._means else None

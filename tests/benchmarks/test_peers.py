@@ -13,13 +13,17 @@ import pytest
 import torch
 
 from benchmarks import peers, peers_trees, quality_records
+from benchmarks.one_request import OneRequest, of_one_user, sources_of
 from benchmarks.peers_monolith import Monolith, MonolithBatch
 from benchmarks.peers_retrieval import SEARCH, Asked
 from benchmarks.peers_rows import svd_refreshes
 from benchmarks.peers_trees import PRIOR, statistics, vector_columns
+from jobs.features.encode import IdTable, Vocabulary
+from jobs.features.ranking import Fields, RankerEncoder
 from jobs.retrieve import Question
+from jobs.serving.rankers import ranker_data
 from models.downstream.batches import RankerBatch, RankerTensors
-from models.downstream.fit import FitConfig, train_ranker
+from models.downstream.fit import FitConfig, predict, train_ranker
 from models.downstream.inputs import RankerData, RankerSpec
 from models.downstream.ranker import Ranker, RankerConfig
 from models.metrics import roc_auc, sigmoid
@@ -230,3 +234,36 @@ def test_trees_learn_and_are_calibrated_for_the_log_before_sampling() -> None:
     test, weight = label[period == 2], rows.data.weight[period == 2]
     assert roc_auc(test, found.logits) > 0.7
     assert (sigmoid(found.logits) * weight).sum() == pytest.approx(test.sum(), rel=0.1)
+
+
+def test_a_timed_request_gives_the_rankers_logits() -> None:
+    rng = np.random.default_rng(0)
+    stats = tuple(f"{entity}_stats__{name}_28d" for entity in ("user", "item") for name in ("impressions", "clicks"))
+    stats += tuple(f"{entity}_stats__conversions_28d" for entity in ("user", "item"))
+    fields = Fields(
+        ids=("user_id", "item_id"),
+        cats=("user_attributes__age", "item_attributes__brand", "hour"),
+        nums=(*stats, "depth"),
+        crosses=(("user_id", "item_attributes__brand"),),
+        versions=("v1",),
+    )
+    known = [str(at) for at in range(9)]
+    encoder = RankerEncoder(
+        fields,
+        {name: IdTable(known, 0) for name in fields.ids},
+        {name: Vocabulary(known) for name in fields.cats},
+    )
+    frame = pl.DataFrame(
+        {name: [known[at] for at in rng.integers(9, size=40)] for name in (*fields.ids, *fields.cats)}
+        | {name: rng.poisson(5.0, 40).astype(float) for name in fields.nums}
+    )
+    spec = encoder.spec({"user_embedding_v1": 8, "item_embedding_v1": 8})
+    table = rng.normal(size=(9, 8)).astype(np.float32)
+    vectors = {"user_embedding_v1": (table, np.full(40, 2)), "item_embedding_v1": (table, rng.integers(-1, 9, 40))}
+    data = of_one_user(encoder, ranker_data(*encoder.arrays(encoder.encode(frame)), vectors), 3)
+    torch.manual_seed(0)
+    ranker = Ranker(spec, RankerConfig(centred=True, table_init=0.3)).eval()
+    ranker.set_statistics(data)
+    sources = sources_of(encoder, ())
+    assert sorted(at for part in sources.items for at in part.nums) == [2, 3, 5, 9, 10]  # its rates among them
+    np.testing.assert_allclose(OneRequest(ranker, encoder, data)().numpy(), predict(ranker, data), atol=2e-6)

@@ -18,6 +18,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
 from jobs import audit
 from jobs.serving import worker
@@ -62,6 +63,34 @@ def until(holds: Callable[[], bool], seconds: float = 30) -> None:
 def agree(url: str, name: str, value: float) -> None:
     """Scrape again and again, each time on a connection of its own, so that either worker answers some."""
     until(lambda: [metric(url, name) for _ in range(8)] == [value] * 8)  # a request is counted after its answer
+
+
+# One request at a time or several at once: the scores are those of the trained model
+
+
+def test_requests_are_ranked_as_the_trained_model_ranks_them(home: Workspace) -> None:
+    from jobs.serving.holder import Holder
+    from jobs.serving.served import Question
+
+    held = Holder(settings(home))
+    held.refresh()
+    unknown = [10**7, 3, 10**7 + 1]
+    questions = [
+        Question(1, list(range(ITEMS)), {"hour": 9}),
+        Question(10**7, [*unknown, *range(20)], {}),
+        Question(2, [], {"hour": 3}),
+        Question(2, [5], {"hour": 3}),
+    ]
+    now = settings(home).moment()
+    assert held.served.score(held.served.rows([questions[2]], now))["ctr"].shape == (0,)
+    for task, ranker in held.served.rankers.items():
+        inputs = held.served.inputs[task]
+        for some in (questions, *([question] for question in questions if question.item_ids)):
+            rows = held.served.rows(some, now)
+            with torch.inference_mode():
+                trained = ranker.saved.model(inputs.batch(rows))
+            found = torch.cat([inputs.ready(*request) for request in inputs.requests(rows)])
+            torch.testing.assert_close(found, trained, atol=2e-6, rtol=0)
 
 
 # Two workers count together, one is killed, and a stop answers what is in flight
