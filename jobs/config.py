@@ -70,6 +70,11 @@ class Upstream(_Settings):
         description="event types after a click that the conversion head learns, e.g. [add_to_cart, conversion]: what "
         "happens often on the way to what is rare; null: conversion",
     )
+    profiles: bool | None = Field(
+        None,
+        description="counts and rates of every event type within coverage_days among the inputs of users and items; "
+        "null: counts of 7 and 28 days alone",
+    )
     epochs: int | None = Field(None, ge=1, description="passes of its training; null: those of the home folder")
     out_dim: int | None = Field(None, ge=1, description="floats per output token of the vectors; null: the preset's")
     fold_in: float | None = Field(

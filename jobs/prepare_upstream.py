@@ -120,6 +120,7 @@ def prepare(
             sequence_length=preset.sequence_length,
             interests=preset.interests,
             top_items=preset.top_items,
+            profiles=bool(settings.profiles),
         )
     )
     tables = Tables(ws.log, encoder, actions, coverage)

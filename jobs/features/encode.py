@@ -200,6 +200,11 @@ class Encoder:
     top_items: int
     columns: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def reads_profiles(self) -> bool:
+        """Whether counts and rates of every event type are among the inputs."""
+        return any(name.startswith("profile:") for kind in ("user", "item") for name in self.columns[f"{kind}_nums"])
+
     def save(self, path: Path) -> None:
         """Write the encodings as JSON."""
         write_json(asdict(self), path)

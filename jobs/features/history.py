@@ -61,6 +61,50 @@ def stats(log: EventLog, entity: Entity, as_of: datetime, coverage: timedelta) -
     return counted.join(log.codes[entity], on=key).select(key, code, *STATS).sort(code)
 
 
+def profile_columns(log: EventLog) -> list[str]:
+    """Return the columns of :func:`profile`: a count per event type that the log has, and rates."""
+    return [*(f"profile:{kind} count" for kind in _kinds(log)), *(f"profile:{kind} rate" for kind, _, _ in _rates(log))]
+
+
+@lru_cache(maxsize=4)
+def profile(log: EventLog, entity: Entity, as_of: datetime, coverage: timedelta) -> pl.DataFrame:
+    """Count each entity's events of every type within `coverage` before `as_of`, and how often they follow others.
+
+    Clicks are counted per impression, all that comes after per click. A rate is relative to that of all entities
+    together and shrunk towards it: 1 says that nothing special is known.
+
+    Returns
+    -------
+    polars.DataFrame
+        The code and float64 columns as in :func:`profile_columns`, for every entity with any event within
+        `coverage`, by code.
+    """
+    key, code = join_key(entity), f"{entity}_code"
+    weight = pl.col("weight").cast(pl.Float64)
+    sums = [weight.filter(pl.col("event_type") == kind).sum().alias(f"profile:{kind} count") for kind in _kinds(log)]
+    counted = log.window(as_of - coverage, as_of).group_by(key).agg(sums).collect(engine="streaming")
+    counts = counted.join(log.codes[entity], on=key).sort(code)
+    rates = []
+    for kind, base, prior in _rates(log):
+        total, of = (float(counts[f"profile:{name} count"].to_numpy().sum()) for name in (kind, base))
+        mean = total / max(of, 1.0)
+        shrunk = (pl.col(f"profile:{kind} count") + prior * mean) / (pl.col(f"profile:{base} count") + prior)
+        rates.append((shrunk / mean if mean > 0 else pl.lit(1.0)).alias(f"profile:{kind} rate"))
+    return counts.with_columns(rates).select(code, *profile_columns(log))
+
+
+def _kinds(log: EventLog) -> list[str]:
+    return sorted(kind for kind, rows in log.record.counts.items() if rows)
+
+
+def _rates(log: EventLog) -> list[tuple[str, str, float]]:
+    """Return what is counted per what, and how many of the latter count as much as the mean over all."""
+    kinds = _kinds(log)
+    clicks = [("click", "impression", 100.0)] if "click" in kinds and "impression" in kinds else []
+    after = [kind for kind in kinds if kind not in ("impression", "click")] if "click" in kinds else []
+    return [*clicks, *((kind, "click", 20.0) for kind in after)]
+
+
 def known_items(log: EventLog, as_of: datetime, coverage: timedelta, min_events: int) -> pl.DataFrame:
     """Return item_id and item_code of items with at least `min_events` events in the days before `as_of`."""
     counted = log.window(as_of - coverage, as_of).group_by("item_id").len().collect(engine="streaming")

@@ -22,7 +22,7 @@ from jobs.features.encode import (
     attributes_as_of,
     numeric_matrix,
 )
-from jobs.features.history import STATS, Activity, UserHistory, known_items, stats
+from jobs.features.history import STATS, Activity, UserHistory, known_items, profile, profile_columns, stats
 from jobs.features.log import EventLog
 from jobs.features.row_summary import RowSummary
 
@@ -145,20 +145,28 @@ class Tables:
 
     def _joined(self, entity: Entity, as_of: datetime, codes: np.ndarray) -> pl.DataFrame:
         """Return attributes and counts for the codes, in their order; counts of the unseen are 0."""
-        return joined(self._log, entity, as_of, codes, self._coverage)
+        return joined(self._log, entity, as_of, codes, self._coverage, profiles=self._encoder.reads_profiles)
 
 
-def joined(log: EventLog, entity: Entity, as_of: datetime, codes: np.ndarray, coverage: timedelta) -> pl.DataFrame:
-    """Return attributes and counts as of a moment for the given codes, in their order."""
+def joined(
+    log: EventLog, entity: Entity, as_of: datetime, codes: np.ndarray, coverage: timedelta, *, profiles: bool = False
+) -> pl.DataFrame:
+    """Return attributes and counts as of a moment for the given codes, in their order; with `profiles` these too."""
     key = f"{entity}_code"
     attributes = attributes_as_of(log, entity, as_of)
     counts = stats(log, entity, as_of, coverage).select(key, *STATS)
-    return (
+    frame = (
         pl.DataFrame({key: codes})
         .join(attributes, on=key, how="left", maintain_order="left")
         .join(counts, on=key, how="left", maintain_order="left")
         .with_columns(pl.col(*STATS).fill_null(0))
     )
+    if not profiles:
+        return frame
+    # Of who was never seen the counts are 0 and the rates those of everybody.
+    unseen = [pl.col(name).fill_null(1.0 if name.endswith(" rate") else 0.0) for name in profile_columns(log)]
+    more = profile(log, entity, as_of, coverage)
+    return frame.join(more, on=key, how="left", maintain_order="left").with_columns(unseen)
 
 
 def fit_encoder(
@@ -171,6 +179,7 @@ def fit_encoder(
     sequence_length: int,
     interests: int,
     top_items: int,
+    profiles: bool = False,
 ) -> Encoder:
     """Learn all encodings from what was known at the end of a training grid.
 
@@ -180,6 +189,8 @@ def fit_encoder(
         Summary of the opportunities as known at the training cut-off.
     grid
         The moments at which training reads features, ascending; the last is before the cut-off.
+    profiles
+        Whether counts and rates of every event type are inputs too.
     """
     last = grid[-1]
     activity = Activity(log, actions)
@@ -192,9 +203,9 @@ def fit_encoder(
     standardizers: dict[str, Standardizer] = {}
     for entity in ENTITIES:
         kinds = log.attribute_columns(entity)
-        frame = joined(log, entity, last, seen[entity], coverage)
+        frame = joined(log, entity, last, seen[entity], coverage, profiles=profiles)
         columns[f"{entity}_cats"] = list(kinds.categorical)
-        columns[f"{entity}_nums"] = [*kinds.numeric, *STATS]
+        columns[f"{entity}_nums"] = [*kinds.numeric, *STATS, *(profile_columns(log) if profiles else ())]
         for name in kinds.categorical:
             vocabularies[f"{entity}:{name}"] = Vocabulary.fit(frame[name])
         standardizers[entity] = Standardizer.fit(numeric_matrix(frame, columns[f"{entity}_nums"]))
