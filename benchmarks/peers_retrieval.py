@@ -19,7 +19,6 @@ from scipy import sparse
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.lake import read_json, write_json
 from jobs import retrieve
-from jobs.refresh import read_vectors
 from jobs.retrieve import HORIZON, Pair, Question
 from jobs.workspace import Progress, Workspace
 from models.bootstrap import bootstrap_mean
@@ -67,17 +66,24 @@ def model_of(peer: str, setting: Setting, factors: int, seed: int) -> Any:
 
 @dataclass(frozen=True)
 class Asked:
-    """One moment's question, with the choices within `coverage` and those of all time, and our vectors."""
+    """One moment's question, with the choices within `coverage` and those of all time, and our vectors.
+
+    Attributes
+    ----------
+    offsets
+        What popularity adds to our products, by item, as it was learned before the moment; None for nothing.
+    """
 
     question: Question
     ever: Question
     users: np.ndarray
     items: np.ndarray
+    offsets: np.ndarray | None = None
 
     @property
     def ours(self) -> np.ndarray:
         """Our recall@100 per user, [B]."""
-        return self.recall(self.question.rank(self.users, self.items))
+        return self.recall(self.question.rank(self.users, self.items, self.offsets))
 
     def recall(self, ranked: np.ndarray) -> np.ndarray:
         """Return recall@100 per user of a ranking [B, K]."""
@@ -102,18 +108,18 @@ class Asked:
 
 def asked(ws: Workspace, pair: Pair) -> Asked:
     """Return what retrieval is asked at a pair of snapshots, exactly as `jobs.retrieve` asks it."""
-    user_ids, users = read_vectors(ws.home.root / pair.users.path, "user_id")
-    item_ids, items = read_vectors(ws.home.root / pair.items.path, "item_id")
-    found = [retrieve.question(ws, user_ids, item_ids, pair.users.as_of, past) for past in (None, EVER)]
-    if found[0] is None or found[1] is None:
+    lately, ever = (retrieve.ask(ws, pair, past) for past in (None, EVER))
+    if lately is None or ever is None:
         raise NotReadyError(f"Nobody chose a known item within {HORIZON.days} days from {pair.users.as_of}.")
-    return Asked(found[0], found[1], users, items)
+    earlier = retrieve.pair_before(ws, str(pair.users.version), retrieve.before(ws, pair))
+    offsets = retrieve.learn_popularity(ws, earlier).offsets(ws, pair.items, lately.item_ids)
+    return Asked(lately.question, ever.question, lately.users, lately.items, offsets)
 
 
 def windows(ws: Workspace, version: str) -> tuple[Asked, Asked]:
     """Return the question at the start of the test period, and the one 28 days and the lag before it."""
     test = retrieve.pair_before(ws, version, ws.splits.valid_end)
-    earlier = retrieve.pair_before(ws, version, ws.splits.valid_end - HORIZON - ws.config.availability_lag)
+    earlier = None if test is None else retrieve.pair_before(ws, version, retrieve.before(ws, test))
     if test is None or earlier is None:
         raise NotReadyError(f"{version} has no snapshots before the test period. Run `headwater backfill` first.")
     return asked(ws, test), asked(ws, earlier)
