@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import polars as pl
+from typing import TYPE_CHECKING, Any
 
 from feature_repo.contracts.naming import join_key, stats_view
 from feature_repo.contracts.types import Snapshot
 from jobs.workspace import Workspace
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
 
 VIEW = stats_view("item")
 _COLUMNS = {"impression": "impressions_28d", "click": "clicks_28d", "conversion": "conversions_28d"}
@@ -62,6 +63,9 @@ class Popularity:
         ids
             Of the items, I of them. Who is not counted adds nothing.
         """
+        import numpy as np
+        import polars as pl
+
         counted = self.counts(ws, items)
         if counted is None:
             return None
