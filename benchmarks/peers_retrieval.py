@@ -34,7 +34,9 @@ SEARCH: dict[str, list[Setting]] = {
         {"past": past, "regularization": regularization, "alpha": alpha}
         for past in ("coverage", "all")
         for regularization, alpha in ((0.05, 10.0), (0.05, 1.0), (0.05, 40.0), (5.0, 10.0), (50.0, 10.0), (200.0, 10.0))
-    ],
+    ]
+    # Choices fade as those that are folded into our vectors do, and so count for less against the confidence.
+    + [{"past": "all", "half_life_days": 90.0, "regularization": 50.0, "alpha": alpha} for alpha in (10.0, 20.0, 40.0)],
     "BPR": [
         {"past": "coverage", "learning_rate": rate, "regularization": regularization}
         for rate, regularization in ((0.01, 0.01), (0.05, 0.01), (0.01, 0.1), (0.05, 0.1))
@@ -43,13 +45,14 @@ SEARCH: dict[str, list[Setting]] = {
         {"past": "coverage", "kind": kind, "K": neighbours}
         for kind in ("cosine", "tfidf", "bm25")
         for neighbours in (20, 200)
-    ],
+    ]
+    + [{"past": "all", "half_life_days": 90.0, "kind": kind, "K": 20} for kind in ("cosine", "tfidf", "bm25")],
 }
 
 
 def model_of(peer: str, setting: Setting, factors: int, seed: int) -> Any:
     """Return an untrained model of `implicit`."""
-    given = {key: value for key, value in setting.items() if key not in ("past", "kind")}
+    given = {key: value for key, value in setting.items() if key not in ("past", "kind", "half_life_days")}
     if peer == "ALS":
         from implicit.cpu.als import AlternatingLeastSquares
 
@@ -101,9 +104,11 @@ class Asked:
     def peer(self, peer: str, setting: Setting, seed: int = 0) -> np.ndarray:
         """Return recall@100 per user of a peer."""
         model = model_of(peer, setting, self.items.shape[1], seed)
-        pairs = (self.question if setting["past"] == "coverage" else self.ever).pairs
+        known = self.question if setting["past"] == "coverage" else self.ever
+        half_life = setting.get("half_life_days")
+        counts = np.ones(len(known.ages)) if half_life is None else np.exp2(-known.ages / half_life)
         shape = (len(self.users), len(self.items))
-        return self.recall(recommended(model, *pairs, np.ones(len(pairs[0])), shape, self.question.asked, K))
+        return self.recall(recommended(model, *known.pairs, counts, shape, self.question.asked, K))
 
 
 def asked(ws: Workspace, pair: Pair) -> Asked:

@@ -164,12 +164,15 @@ class Question:
         Items by how often they were chosen before the moment, int [B, K].
     pairs
         Positions of user and item of every choice before the moment, in order of time, int [E] each.
+    ages
+        Days from each of them to the moment, float [E].
     """
 
     asked: np.ndarray
     relevant: list[np.ndarray]
     popular: np.ndarray
     pairs: tuple[np.ndarray, np.ndarray]
+    ages: np.ndarray
 
     def rank(self, users: np.ndarray, items: np.ndarray, offsets: np.ndarray | None = None) -> np.ndarray:
         """Return the best items for those who are asked about, int [B, K]; users [U, D], items [I, D], offsets [I]."""
@@ -216,10 +219,10 @@ def question(
 
     def between(first: datetime, last: datetime) -> pl.DataFrame:
         found = acted.filter(pl.col("event_timestamp").is_between(first, last, closed="left"))
-        chosen = found.select("user_id", "item_id").collect()
+        chosen = found.select("user_id", "item_id", "event_timestamp").collect()
         return chosen.join(positions, on="item_id", maintain_order="left")
 
-    chosen = between(start, start + HORIZON).unique().join(rows, on="user_id")
+    chosen = between(start, start + HORIZON).select("user_id", "item").unique().join(rows, on="user_id")
     if chosen.height == 0:
         return None
     asked = chosen["user"].unique().sort()
@@ -232,6 +235,7 @@ def question(
         relevant=[np.array(relevant[user]) for user in asked.to_list()],
         popular=popularity(counts, len(asked), max(KS)),
         pairs=(pairs["user"].to_numpy(), pairs["item"].to_numpy()),
+        ages=pairs.select((as_of - pl.col("event_timestamp")).dt.total_seconds() / 86_400).to_series().to_numpy(),
     )
 
 

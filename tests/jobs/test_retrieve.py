@@ -56,6 +56,7 @@ def test_only_choices_within_the_horizon_are_asked_for(ws: Workspace) -> None:
     assert [found.tolist() for found in asked.relevant] == [[2]]
     pairs = sorted(zip(*(side.tolist() for side in asked.pairs), strict=True))
     assert pairs == [(0, 0), (0, 0), (1, 1)]
+    assert sorted(asked.ages.tolist()) == [2, 2, 89]
     assert asked.popular[0, :3].tolist() == [0, 1, 2]
 
 
