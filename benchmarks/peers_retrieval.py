@@ -19,7 +19,6 @@ from scipy import sparse
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.lake import read_json, write_json
 from jobs import retrieve
-from jobs.refresh import read_vectors
 from jobs.retrieve import HORIZON, Pair, Question
 from jobs.workspace import Progress, Workspace
 from models.bootstrap import bootstrap_mean
@@ -35,7 +34,9 @@ SEARCH: dict[str, list[Setting]] = {
         {"past": past, "regularization": regularization, "alpha": alpha}
         for past in ("coverage", "all")
         for regularization, alpha in ((0.05, 10.0), (0.05, 1.0), (0.05, 40.0), (5.0, 10.0), (50.0, 10.0), (200.0, 10.0))
-    ],
+    ]
+    # Choices fade as those that are folded into our vectors do, and so count for less against the confidence.
+    + [{"past": "all", "half_life_days": 90.0, "regularization": 50.0, "alpha": alpha} for alpha in (10.0, 20.0, 40.0)],
     "BPR": [
         {"past": "coverage", "learning_rate": rate, "regularization": regularization}
         for rate, regularization in ((0.01, 0.01), (0.05, 0.01), (0.01, 0.1), (0.05, 0.1))
@@ -44,13 +45,14 @@ SEARCH: dict[str, list[Setting]] = {
         {"past": "coverage", "kind": kind, "K": neighbours}
         for kind in ("cosine", "tfidf", "bm25")
         for neighbours in (20, 200)
-    ],
+    ]
+    + [{"past": "all", "half_life_days": 90.0, "kind": kind, "K": 20} for kind in ("cosine", "tfidf", "bm25")],
 }
 
 
 def model_of(peer: str, setting: Setting, factors: int, seed: int) -> Any:
     """Return an untrained model of `implicit`."""
-    given = {key: value for key, value in setting.items() if key not in ("past", "kind")}
+    given = {key: value for key, value in setting.items() if key not in ("past", "kind", "half_life_days")}
     if peer == "ALS":
         from implicit.cpu.als import AlternatingLeastSquares
 
@@ -67,17 +69,24 @@ def model_of(peer: str, setting: Setting, factors: int, seed: int) -> Any:
 
 @dataclass(frozen=True)
 class Asked:
-    """One moment's question, with the choices within `coverage` and those of all time, and our vectors."""
+    """One moment's question, with the choices within `coverage` and those of all time, and our vectors.
+
+    Attributes
+    ----------
+    offsets
+        What popularity adds to our products, by item, as it was learned before the moment; None for nothing.
+    """
 
     question: Question
     ever: Question
     users: np.ndarray
     items: np.ndarray
+    offsets: np.ndarray | None = None
 
     @property
     def ours(self) -> np.ndarray:
         """Our recall@100 per user, [B]."""
-        return self.recall(self.question.rank(self.users, self.items))
+        return self.recall(self.question.rank(self.users, self.items, self.offsets))
 
     def recall(self, ranked: np.ndarray) -> np.ndarray:
         """Return recall@100 per user of a ranking [B, K]."""
@@ -95,25 +104,27 @@ class Asked:
     def peer(self, peer: str, setting: Setting, seed: int = 0) -> np.ndarray:
         """Return recall@100 per user of a peer."""
         model = model_of(peer, setting, self.items.shape[1], seed)
-        pairs = (self.question if setting["past"] == "coverage" else self.ever).pairs
+        known = self.question if setting["past"] == "coverage" else self.ever
+        half_life = setting.get("half_life_days")
+        counts = np.ones(len(known.ages)) if half_life is None else np.exp2(-known.ages / half_life)
         shape = (len(self.users), len(self.items))
-        return self.recall(recommended(model, *pairs, np.ones(len(pairs[0])), shape, self.question.asked, K))
+        return self.recall(recommended(model, *known.pairs, counts, shape, self.question.asked, K))
 
 
 def asked(ws: Workspace, pair: Pair) -> Asked:
     """Return what retrieval is asked at a pair of snapshots, exactly as `jobs.retrieve` asks it."""
-    user_ids, users = read_vectors(ws.home.root / pair.users.path, "user_id")
-    item_ids, items = read_vectors(ws.home.root / pair.items.path, "item_id")
-    found = [retrieve.question(ws, user_ids, item_ids, pair.users.as_of, past) for past in (None, EVER)]
-    if found[0] is None or found[1] is None:
+    lately, ever = (retrieve.ask(ws, pair, past) for past in (None, EVER))
+    if lately is None or ever is None:
         raise NotReadyError(f"Nobody chose a known item within {HORIZON.days} days from {pair.users.as_of}.")
-    return Asked(found[0], found[1], users, items)
+    earlier = retrieve.pair_before(ws, str(pair.users.version), retrieve.before(ws, pair))
+    offsets = retrieve.learn_popularity(ws, earlier).offsets(ws, pair.items, lately.item_ids)
+    return Asked(lately.question, ever.question, lately.users, lately.items, offsets)
 
 
 def windows(ws: Workspace, version: str) -> tuple[Asked, Asked]:
     """Return the question at the start of the test period, and the one 28 days and the lag before it."""
     test = retrieve.pair_before(ws, version, ws.splits.valid_end)
-    earlier = retrieve.pair_before(ws, version, ws.splits.valid_end - HORIZON - ws.config.availability_lag)
+    earlier = None if test is None else retrieve.pair_before(ws, version, retrieve.before(ws, test))
     if test is None or earlier is None:
         raise NotReadyError(f"{version} has no snapshots before the test period. Run `headwater backfill` first.")
     return asked(ws, test), asked(ws, earlier)

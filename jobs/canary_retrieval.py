@@ -2,7 +2,7 @@
 
 The other entity's vectors are those of its newest published snapshot, so a difference of the two recalls comes
 from the snapshot alone. As with rankers, neither recall says how good retrieval is; their difference says whether
-users and items still meet.
+users and items still meet. Popularity, which a consumer may add, is left out: it would hide what happened to vectors.
 
 Legend: U users who chose something, I items, D embedding dim, K retrieved.
 """

@@ -22,8 +22,8 @@ CONFIG = Config(
     # A household's taste shows in what it buys; clicks here are derived from purchases and would count them twice.
     history_actions=("purchase",),
     retrieval_actions=("purchase",),
-    # A shop sells again what it sold, and a refresh a week mixes less than one a day (docs/adr/0091).
-    upstreams=(V1.model_copy(update={"fold_in": 5.0}), V2, V3),
+    # A shop sells again what it sold, and a refresh a week mixes less than one a day (docs/adr/0091, 0094).
+    upstreams=(V1.model_copy(update={"fold_in": 5.0, "fold_in_half_life_days": 90.0}), V2, V3),
     smoothing=0.6,
     consumers=(
         *(consumer.model_copy(update={"versions": ("v1", "v2", "v3")}) for consumer in RANKERS),

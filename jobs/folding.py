@@ -28,14 +28,14 @@ class _Moment:
 
 
 class Folding:
-    """Folds the choices of the window before a moment into vectors; keeps the last moment, which is asked for again.
+    """Folds the choices before a moment into vectors; keeps the last moment, which is asked for again.
 
     Parameters
     ----------
     config
         From :func:`of_space`.
     choices
-        Moment and half-life -> user code, item code and weight of every choice of the window that counts.
+        Moment, how far back to read and half-life -> user code, item code and weight of every choice.
     codes
         Entity and moment -> the codes that have a vector, ascending.
     raw
@@ -45,7 +45,7 @@ class Folding:
     def __init__(
         self,
         config: FoldIn,
-        choices: Callable[[datetime, timedelta], tuple[np.ndarray, np.ndarray, np.ndarray]],
+        choices: Callable[[datetime, timedelta, timedelta], tuple[np.ndarray, np.ndarray, np.ndarray]],
         codes: Callable[[Entity, datetime], np.ndarray],
         raw: Callable[[Entity, datetime], tuple[np.ndarray, np.ndarray]],
     ) -> None:
@@ -96,7 +96,8 @@ class Folding:
 
         from models.upstream.fold_in import Choices
 
-        users, items, weights = self._choices(as_of, timedelta(days=self._config.half_life_days))
+        reach, half_life = timedelta(days=self._config.reach_days), timedelta(days=self._config.half_life_days)
+        users, items, weights = self._choices(as_of, reach, half_life)
         user, item = _positions(self._codes("user", as_of), users), _positions(self._codes("item", as_of), items)
         both = (user >= 0) & (item >= 0)
         width = max(len(self._codes("item", as_of)), 1)
@@ -107,11 +108,13 @@ class Folding:
         )
 
 
-def setting(prior: float | None) -> dict[str, Any]:
+def setting(prior: float | None, half_life_days: float | None = None) -> dict[str, Any]:
     """Return what a space's config says of it; empty where nothing is folded in."""
     from models.upstream.fold_in import FoldIn
 
-    return {} if prior is None else {KEY: asdict(FoldIn(prior=prior))}
+    if prior is None:
+        return {}
+    return {KEY: asdict(FoldIn(prior) if half_life_days is None else FoldIn(prior, half_life_days=half_life_days))}
 
 
 def of_space(config: dict[str, Any]) -> FoldIn | None:

@@ -79,7 +79,7 @@ class Upstream:
         if fold_in is not None:
             self._folding = Folding(
                 fold_in,
-                lambda as_of, half_life: self.tables.activity.fading(as_of - ws.config.coverage, as_of, half_life),
+                lambda as_of, reach, half_life: self.tables.activity.fading(as_of - reach, as_of, half_life),
                 lambda entity, as_of: np.asarray(self._table(entity, as_of).code),
                 lambda entity, as_of: self._run(entity, as_of, None),
             )

@@ -13,6 +13,7 @@ from feature_repo.contracts.spaces import check_pins
 from feature_repo.contracts.types import Release, Snapshot
 from feature_repo.lake import folder_digest, read_json
 from jobs import item_index
+from jobs.popularity import Popularity
 from jobs.versions import LOCK
 from jobs.workspace import Progress, Workspace, silent
 
@@ -75,12 +76,12 @@ def create(
     if retired:
         raise ConfigError(f"{', '.join(retired)} is retired and not refreshed any more: train on a living version.")
     parts: dict[str, dict[str, Any]] = {}
-    index: dict[str, str] | None = None
+    index: dict[str, Any] | None = None
     for step, item in enumerate(chosen):
         progress(f"release: {item}", step, len(chosen))
         consumer = known[item]
         if consumer["task"] == "retrieval":
-            index = _index(ws, consumer["versions"][0])
+            index = _index(ws, consumer)
         else:
             parts[item] = _ranker(ws, consumer, served)
     snapshots = {
@@ -123,16 +124,21 @@ def _ranker(ws: Workspace, consumer: dict[str, Any], served: dict[str, str]) -> 
     }
 
 
-def _index(ws: Workspace, version: str) -> dict[str, str]:
-    """Build the index of a version's latest item snapshot, or find the one that was built."""
+def _index(ws: Workspace, consumer: dict[str, Any]) -> dict[str, Any]:
+    """Build the index of the latest item snapshot of a consumer's version, or find the one that was built."""
+    version = consumer["versions"][0]
     snapshot = _latest(ws, embedding_view("item", version))
-    folder = item_index.find_or_build(ws, snapshot)
+    popularity = Popularity.read(
+        read_json(ws.home.root / consumer["record"]["artifact"] / "index.json").get("popularity")
+    )
+    folder = item_index.find_or_build(ws, snapshot, popularity)
     return {
         "artifact": str(folder.relative_to(ws.home.root)),
         "digest": folder_digest(folder),
         "version": version,
         "space_id": ws.ledger.version(version).space_id,
         "snapshot_id": snapshot.snapshot_id,
+        **({"popularity": popularity.told()} if popularity.weight else {}),
     }
 
 

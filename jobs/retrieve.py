@@ -1,8 +1,11 @@
-"""Retrieval: an item index over one snapshot, judged on what users chose later, beside the usual baselines."""
+"""Retrieval: an item index over one snapshot, judged on what users chose later, beside the usual baselines.
+
+What an item's popularity adds to its products is learned here, on choices from before the moment it is used at.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from feature_repo.contracts.errors import NotReadyError, SpaceMismatchError
 from feature_repo.contracts.naming import ENTITIES, embedding_view
 from feature_repo.contracts.types import Snapshot
 from feature_repo.lake import read_json, write_json
+from jobs.popularity import VIEW, Popularity
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 KS = (10, 50, 100)
 HORIZON = timedelta(days=28)
+WEIGHTS = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05)  # of popularity, against products of unit vectors
+LEARNED_FROM = 2_000  # users at most
 SURFACE = "surface"  # the context column that says where an item was shown
 
 
@@ -40,7 +46,8 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     Relevant items are those a user acted on (``retrieval_actions``; by default converted, or clicked where the
     log has no conversions) within 28 days from the moment the snapshot could be read. Every method ranks the
     same items for the same users. The same is done for the last 28 days before the test period, so that settings
-    can be chosen there and the test period is left alone.
+    can be chosen there and the test period is left alone. Each time the weight of popularity is learned on the 28
+    days before: no choice counts that had not happened when the index is used.
 
     Raises
     ------
@@ -60,20 +67,27 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     if not reused:
         ws.use_threads()
         progress(f"{name}: build the index and its baselines", 0, 2)
-        scores = _score(ws, test)
+        earlier = pair_before(ws, version, before(ws, test))
+        popularity = learn_popularity(ws, earlier)
+        scores = _score(ws, test, popularity)
         if scores is None:
             raise NotReadyError(
                 f"Nobody chose a known item within {HORIZON.days} days from {test.users.available_at}. "
                 "Set other splits."
             )
         index = {key: scores["setup"][key] for key in ("index", "items", "snapshot")}
-        write_json({**index, "space_id": scores["space_id"]}, folder / "index.json")
+        facts = {"space_id": scores["space_id"], "popularity": popularity.told()}
+        write_json({**index, **facts}, folder / "index.json")
         progress(f"{name}: the same before the test period", 1, 2)
-        earlier = pair_before(ws, version, ws.splits.valid_end - HORIZON - ws.config.availability_lag)
-        validation = None if earlier is None else _score(ws, earlier)
+        validation = None
+        if earlier is not None:
+            still_earlier = pair_before(ws, version, before(ws, earlier))
+            validation = _score(ws, earlier, learn_popularity(ws, still_earlier))
         write_json({**scores, "validation": validation}, done)
         progress(f"{name}: scored", 2, 2)
     views = [embedding_view(entity, version) for entity in ("user", "item")]
+    if Popularity.read(read_json(folder / "index.json").get("popularity")).weight:
+        views.append(VIEW)
     record = {
         "views": views,
         "artifact": str(folder.relative_to(ws.home.root)),
@@ -108,6 +122,34 @@ def pair_before(ws: Workspace, version: str, until: datetime) -> Pair | None:
     return Pair(users, items)
 
 
+def before(ws: Workspace, pair: Pair) -> datetime:
+    """Return the moment whose question had been answered when a pair of snapshots was made."""
+    return pair.users.as_of - HORIZON - ws.config.availability_lag
+
+
+def learn_popularity(ws: Workspace, pair: Pair | None) -> Popularity:
+    """Return the weight of popularity with which the most was found of what users chose after a pair of snapshots.
+
+    Nothing is added where there is no such pair, or nobody chose anything. Of equal weights the least is taken.
+    """
+    from models.metrics import recall_at_k
+
+    found = None if pair is None else ask(ws, pair)
+    if pair is None or found is None:
+        return Popularity(0.0)
+    asked, most = found.question, len(found.question.asked)
+    chosen = np.unique(np.linspace(0, most - 1, min(most, LEARNED_FROM)).astype(np.int64))
+    some = replace(asked, asked=asked.asked[chosen], relevant=[asked.relevant[place] for place in chosen])
+    # In a small catalogue a hundred items would be nearly all of them.
+    k = min(max(KS), max(1, len(found.items) // 10))
+    tried = [Popularity.of_actions(actions_of(ws), weight) for weight in WEIGHTS]
+    recalls = []
+    for popularity in tried:
+        ranked = some.rank(found.users, found.items, popularity.offsets(ws, pair.items, found.item_ids))
+        recalls.append(float(recall_at_k(ranked, some.relevant, (k,))[k].mean()))
+    return tried[int(np.argmax(recalls))]
+
+
 @dataclass(frozen=True)
 class Question:
     """What retrieval is asked as of one moment, and how well it was answered.
@@ -122,18 +164,21 @@ class Question:
         Items by how often they were chosen before the moment, int [B, K].
     pairs
         Positions of user and item of every choice before the moment, in order of time, int [E] each.
+    ages
+        Days from each of them to the moment, float [E].
     """
 
     asked: np.ndarray
     relevant: list[np.ndarray]
     popular: np.ndarray
     pairs: tuple[np.ndarray, np.ndarray]
+    ages: np.ndarray
 
-    def rank(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Return the best items for those who are asked about, int [B, K]; users [U, D], items [I, D]."""
+    def rank(self, users: np.ndarray, items: np.ndarray, offsets: np.ndarray | None = None) -> np.ndarray:
+        """Return the best items for those who are asked about, int [B, K]; users [U, D], items [I, D], offsets [I]."""
         from models.downstream.retrieval import build_index
 
-        found, _ = build_index(items).search(users[self.asked], max(KS))
+        found, _ = build_index(items, offsets=offsets).search(users[self.asked], max(KS))
         return found
 
     def score(self, ranked: np.ndarray) -> RetrievalScore:
@@ -174,10 +219,10 @@ def question(
 
     def between(first: datetime, last: datetime) -> pl.DataFrame:
         found = acted.filter(pl.col("event_timestamp").is_between(first, last, closed="left"))
-        chosen = found.select("user_id", "item_id").collect()
+        chosen = found.select("user_id", "item_id", "event_timestamp").collect()
         return chosen.join(positions, on="item_id", maintain_order="left")
 
-    chosen = between(start, start + HORIZON).unique().join(rows, on="user_id")
+    chosen = between(start, start + HORIZON).select("user_id", "item").unique().join(rows, on="user_id")
     if chosen.height == 0:
         return None
     asked = chosen["user"].unique().sort()
@@ -190,6 +235,7 @@ def question(
         relevant=[np.array(relevant[user]) for user in asked.to_list()],
         popular=popularity(counts, len(asked), max(KS)),
         pairs=(pairs["user"].to_numpy(), pairs["item"].to_numpy()),
+        ages=pairs.select((as_of - pl.col("event_timestamp")).dt.total_seconds() / 86_400).to_series().to_numpy(),
     )
 
 
@@ -213,22 +259,43 @@ def actions_of(ws: Workspace) -> tuple[str, ...]:
     return ws.config.retrieval_actions or (found,)
 
 
-def _score(ws: Workspace, pair: Pair) -> dict[str, Any] | None:
-    """Score a pair of snapshots and the baselines; None where nobody chose a known item."""
+@dataclass(frozen=True)
+class Asked:
+    """A pair of snapshots with the question that is asked of it; user ids and vectors [U, D], items [I, D]."""
+
+    question: Question
+    user_ids: pl.Series
+    users: np.ndarray
+    item_ids: pl.Series
+    items: np.ndarray
+
+
+def ask(ws: Workspace, pair: Pair, past: timedelta | None = None) -> Asked | None:
+    """Return the question of a pair of snapshots (`past` as for :func:`question`); None where nobody chose anything."""
     from jobs.refresh import read_vectors
-    from models.downstream.retrieval import als, build_index
 
     user_ids, users = read_vectors(ws.home.root / pair.users.path, "user_id")
     item_ids, items = read_vectors(ws.home.root / pair.items.path, "item_id")
-    asked = question(ws, user_ids, item_ids, pair.users.as_of)
-    if asked is None:
+    asked = question(ws, user_ids, item_ids, pair.users.as_of, past)
+    return None if asked is None else Asked(asked, user_ids, users, item_ids, items)
+
+
+def _score(ws: Workspace, pair: Pair, popularity: Popularity) -> dict[str, Any] | None:
+    """Score a pair of snapshots and the baselines; None where nobody chose a known item."""
+    from models.downstream.retrieval import als, build_index
+
+    found = ask(ws, pair)
+    if found is None:
         return None
+    asked, user_ids, users, item_ids, items = (found.question, found.user_ids, found.users, found.item_ids, found.items)
+    offsets = popularity.offsets(ws, pair.items, item_ids)
     factors = items.shape[1]
     ones = np.ones(len(asked.pairs[0]), np.float32)
     factorized = als(*asked.pairs, ones, (len(users), len(items)), asked.asked, max(KS), factors=factors)
     own = _name(ws, str(pair.users.version))
     ranked = {
-        own: asked.rank(users, items),
+        own: asked.rank(users, items, offsets),
+        **({} if offsets is None else {f"{own}, vectors alone": asked.rank(users, items)}),
         f"popularity ({', '.join(actions_of(ws))})": asked.popular,
         f"ALS ({factors} factors, implicit)": factorized,
     }
@@ -236,7 +303,7 @@ def _score(ws: Workspace, pair: Pair) -> dict[str, Any] | None:
     for surface in surfaces_of(ws):
         there = question(ws, user_ids, item_ids, pair.users.as_of, surface=surface)
         if there is not None:
-            positions = {own: there.rank(users, items), f"popularity ({surface})": there.popular}
+            positions = {own: there.rank(users, items, offsets), f"popularity ({surface})": there.popular}
             scored = {name: _row(name, there.score(found)) for name, found in positions.items()}
             surfaces += [{"surface": surface, "users": len(there.asked), **row} for row in scored.values()]
     return {
@@ -251,6 +318,7 @@ def _score(ws: Workspace, pair: Pair) -> dict[str, Any] | None:
             "relevant": sum(len(found) for found in asked.relevant),
             "index": build_index(items).kind,
             "snapshot": pair.items.snapshot_id,
+            "popularity": popularity.told(),
         },
         "space_id": pair.users.space_id,
     }

@@ -136,7 +136,7 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
         fitted = fit_upstream(
             ws, settings, presets.by_name(ws.config.preset), checkpoints=folder / "checkpoint", progress=progress
         )
-    config = {**fitted.model.config.to_dict(), **folding.setting(settings.fold_in)}
+    config = {**fitted.model.config.to_dict(), **folding.setting(settings.fold_in, settings.fold_in_half_life_days)}
     identity = space_id(fitted.model.state_dict(), config, ws.log.fingerprint)
     artifact = ws.home.artifacts / identity
     fitted.save(artifact)

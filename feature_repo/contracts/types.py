@@ -162,7 +162,8 @@ class Release:
     consumers
         By name: ``task``, ``versions``, ``artifact`` (folder below the home folder), ``digest`` (of its files).
     index
-        The item index: ``artifact``, ``digest``, ``version``, ``space_id``, ``snapshot_id``; None without one.
+        The item index: ``artifact``, ``digest``, ``version``, ``space_id``, ``snapshot_id``, and what
+        ``popularity`` adds where it does; None without one.
     snapshots
         By embedding view, the snapshot that was the latest when the release was made. The views' names are those of
         the online tables that serving reads.
@@ -173,7 +174,7 @@ class Release:
     description: str
     versions: dict[str, str]
     consumers: dict[str, dict[str, Any]]
-    index: dict[str, str] | None
+    index: dict[str, Any] | None
     snapshots: dict[str, str]
 
 

@@ -49,7 +49,10 @@ class Candidates:
     def search(
         self, users: np.ndarray, space_id: str, k: int, among: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions of the K nearest items and their inner products, [R, K]; -1 where there are fewer."""
+        """Return the positions of the K best items and their inner products, [R, K]; -1 where there are fewer.
+
+        The order may count popularity too (`jobs.popularity`); the products are those of the vectors alone.
+        """
         from feature_repo.contracts.spaces import require_same
 
         require_same(
@@ -58,7 +61,8 @@ class Candidates:
             what="the item index and the users that search it",
             remedy="Release an index of the version that serving reads.",
         )
-        return self._index.index.search(users, min(k, len(self)), among)
+        positions, scores = self._index.index.search(users, min(k, len(self)), among)
+        return positions, scores - self._index.index.offsets(np.maximum(positions, 0))
 
     def popular(self, k: int, among: np.ndarray | None) -> np.ndarray:
         """Return the positions of the most popular items of the last four weeks, int64 [K]."""

@@ -22,6 +22,7 @@ from feature_repo.contracts.errors import ConfigError, NotFoundError, NotReadyEr
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.contracts.types import Release, Snapshot, View
 from jobs import item_index
+from jobs.popularity import Popularity
 from jobs.release import check_parts
 from jobs.serving.candidates import Candidates
 from jobs.serving.inputs import RankerInputs
@@ -202,7 +203,8 @@ def load(ws: Workspace, store: FeatureStore, now: datetime) -> Served:
     candidates = None
     if release.index is not None:
         latest = visible[embedding_view("item", release.index["version"])][-1]
-        candidates = Candidates(item_index.find_or_build(ws, latest), plain, micros(now))
+        popularity = Popularity.read(release.index.get("popularity"))
+        candidates = Candidates(item_index.find_or_build(ws, latest, popularity), plain, micros(now))
     return Served(
         key=key,
         release=release,

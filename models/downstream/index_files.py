@@ -38,7 +38,7 @@ class SpaceIndex:
     notes: dict[str, Any]
 
     def search(self, users: ArrayLike, k: int, *, space_id: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """Return the ids of the k items with the largest inner product and their scores, ``[B, K]`` each.
+        """Return the ids of the k items with the largest inner product (and offset) and their scores, ``[B, K]`` each.
 
         Parameters
         ----------
@@ -72,6 +72,7 @@ def save_index(
     space_id: str,
     notes: dict[str, Any],
     queries: ArrayLike | None = None,
+    offsets: ArrayLike | None = None,
 ) -> None:
     """Write the index of one snapshot's items into a new folder.
 
@@ -84,21 +85,23 @@ def save_index(
     queries
         Vectors ``[B, D]`` to measure recall at 100 against exact search with, at most 200 of them; it is kept in the
         notes beside how deep to search for it.
+    offsets
+        Added to every product with the item ``[I]``; None for nothing.
     """
     import faiss
 
-    index = build_index(vectors)
+    index = build_index(vectors, offsets=offsets)
     asked = None if queries is None else np.asarray(queries)
     if asked is not None and len(asked):
         chosen = asked[np.linspace(0, len(asked) - 1, min(200, len(asked))).astype(np.int64)]
-        recall = index.tune(vectors, chosen)
+        recall = index.tune(vectors, chosen, offsets=offsets)
         notes = {**notes, "recall_at_100": recall, "queries": len(chosen), "search_depth": index.depth}
     folder.mkdir(parents=True, exist_ok=True)
     faiss.write_index(index._index, str(folder / INDEX_FILE))
     listed = np.asarray(ids)
     # Text comes as objects from a data frame, and those would be pickled.
     np.save(folder / IDS_FILE, listed.astype(np.str_) if listed.dtype == object else listed, allow_pickle=False)
-    content = {**notes, "space_id": space_id, "kind": index.kind, "items": len(index)}
+    content = {**notes, "space_id": space_id, "kind": index.kind, "items": len(index), "offsets": index.with_offsets}
     (folder / NOTES_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -118,5 +121,5 @@ def load_index(folder: Path) -> SpaceIndex:
         raise NotFoundError(f"No item index in {folder} ({', '.join(missing)} missing): create the release again.")
     notes = json.loads(files[0].read_text(encoding="utf-8"))
     depth = {"depth": notes["search_depth"]} if "search_depth" in notes else {}
-    index = ItemIndex(faiss.read_index(str(files[2])), notes["kind"], **depth)
+    index = ItemIndex(faiss.read_index(str(files[2])), notes["kind"], **depth, with_offsets=notes.get("offsets", False))
     return SpaceIndex(index, np.load(files[1], allow_pickle=False), notes["space_id"], notes)

@@ -29,16 +29,18 @@ class ItemIndex:
     ----------
     depth
         Candidates that an approximate search keeps on its way (efSearch); more find more, and take longer.
+    with_offsets
+        Whether items have one number more than users, which is added to every product with the item.
     """
 
-    def __init__(self, index: Any, kind: str, depth: int = _SEARCH_DEPTH) -> None:
-        self._index, self.kind, self.depth = index, kind, depth
+    def __init__(self, index: Any, kind: str, depth: int = _SEARCH_DEPTH, *, with_offsets: bool = False) -> None:
+        self._index, self.kind, self.depth, self.with_offsets = index, kind, depth, with_offsets
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
     def search(self, users: ArrayLike, k: int, among: Integers | None = None) -> tuple[Integers, NDArray[np.float32]]:
-        """Return the k items with the largest inner product for each user.
+        """Return the k items with the largest inner product, and offset where they have one, for each user.
 
         Parameters
         ----------
@@ -59,14 +61,28 @@ class ItemIndex:
         ValueError
             If the vectors have another length than the items, or are not finite.
         """
-        vectors = _vectors("users", users)
+        vectors = self._asking(users)
         if vectors.shape[1] != self._index.d:
-            raise ValueError(f"ItemIndex: user vectors have {vectors.shape[1]} numbers, items {self._index.d}.")
+            own, theirs = (count - self.with_offsets for count in (vectors.shape[1], self._index.d))
+            raise ValueError(f"ItemIndex: user vectors have {own} numbers, items {theirs}.")
         if among is not None and len(among) <= _FLAT_ITEMS:
             return self._search_exactly(vectors, k, np.asarray(among, np.int64))
         parameters = self._parameters(k, among)
         scores, positions = self._index.search(vectors, k, params=parameters)
         return positions, scores
+
+    def offsets(self, positions: Integers) -> NDArray[np.float32]:
+        """Return the offsets of some items; zeros where the index has none."""
+        asked = np.asarray(positions, np.int64).ravel()
+        if not self.with_offsets or not len(asked):
+            return np.zeros(np.shape(positions), np.float32)
+        found: NDArray[np.float32] = self._index.reconstruct_batch(asked)[:, -1]
+        return found.reshape(np.shape(positions))
+
+    def _asking(self, users: ArrayLike) -> NDArray[np.float32]:
+        """Return user vectors as the index is asked: with a 1 that meets the items' offsets."""
+        vectors = _vectors("users", users)
+        return with_offsets(vectors, np.ones(len(vectors), np.float32)) if self.with_offsets else vectors
 
     def _parameters(self, k: int, among: Integers | None) -> Any:
         import faiss
@@ -92,13 +108,21 @@ class ItemIndex:
         scores[:, :kept] = np.take_along_axis(products, best, axis=1)
         return positions, scores
 
-    def tune(self, item_vectors: ArrayLike, queries: ArrayLike, *, k: int = 100, target: float = 0.98) -> float:
+    def tune(
+        self,
+        item_vectors: ArrayLike,
+        queries: ArrayLike,
+        *,
+        offsets: ArrayLike | None = None,
+        k: int = 100,
+        target: float = 0.98,
+    ) -> float:
         """Measure recall against exact search, and search deeper until it reaches a target.
 
         Parameters
         ----------
-        item_vectors
-            ``[I, D]``, those that the index was built of.
+        item_vectors, offsets
+            Those that the index was built of, ``[I, D]`` and ``[I]``.
         queries
             ``[B, D]``, vectors that look like those that will be asked with.
         k
@@ -113,18 +137,31 @@ class ItemIndex:
         """
         import faiss
 
-        items, users = _vectors("items", item_vectors), _vectors("users", queries)
+        items = _vectors("items", item_vectors)
+        if offsets is not None:
+            items = with_offsets(items, offsets)
         k = min(k, len(items))
-        _, exact = faiss.knn(users, items, k, metric=faiss.METRIC_INNER_PRODUCT)
+        _, exact = faiss.knn(self._asking(queries), items, k, metric=faiss.METRIC_INNER_PRODUCT)
         while True:
-            found, _ = self.search(users, k)
-            recall = float(np.mean([np.isin(exact[row], found[row]).mean() for row in range(len(users))]))
+            found, _ = self.search(queries, k)
+            recall = float(np.mean([np.isin(exact[row], found[row]).mean() for row in range(len(exact))]))
             if recall >= target or self.kind == "flat" or self.depth >= _DEEPEST:
                 return recall
             self.depth *= 2
 
 
-def build_index(item_vectors: ArrayLike, kind: Literal["auto", "flat", "hnsw"] = "auto") -> ItemIndex:
+def with_offsets(vectors: NDArray[np.float32], offsets: ArrayLike) -> NDArray[np.float32]:
+    """Return vectors with one number more each, ``[N, D + 1]``; offsets ``[N]``.
+
+    Items carry what is added to their products, users a 1.
+    """
+    column = np.asarray(offsets, np.float32)[:, None]
+    return np.ascontiguousarray(np.concatenate([vectors, column], axis=1))
+
+
+def build_index(
+    item_vectors: ArrayLike, kind: Literal["auto", "flat", "hnsw"] = "auto", *, offsets: ArrayLike | None = None
+) -> ItemIndex:
     """Build an index for the largest inner product.
 
     Parameters
@@ -134,6 +171,8 @@ def build_index(item_vectors: ArrayLike, kind: Literal["auto", "flat", "hnsw"] =
     kind
         "flat" is exact. "hnsw" (Malkov and Yashunin, arXiv 1603.09320) is approximate, and fast for many items. "auto"
         chooses by the number of items.
+    offsets
+        Added to every product with the item, ``[I]``, e.g. how popular it is; None for nothing.
 
     Raises
     ------
@@ -143,6 +182,8 @@ def build_index(item_vectors: ArrayLike, kind: Literal["auto", "flat", "hnsw"] =
     import faiss
 
     vectors = _vectors("items", item_vectors)
+    if offsets is not None:
+        vectors = with_offsets(vectors, offsets)
     index: Any
     if kind == "auto":
         kind = "flat" if len(vectors) <= _FLAT_ITEMS else "hnsw"
@@ -154,7 +195,7 @@ def build_index(item_vectors: ArrayLike, kind: Literal["auto", "flat", "hnsw"] =
     else:
         raise ValueError(f"build_index: unknown kind '{kind}'; choose auto, flat or hnsw.")
     index.add(vectors)
-    return ItemIndex(index, kind)
+    return ItemIndex(index, kind, with_offsets=offsets is not None)
 
 
 def popularity(counts: ArrayLike, users: int, k: int) -> Integers:

@@ -11,6 +11,7 @@ Legend: U users, I items, X rows being solved, Y the other side, P pairs, E vect
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,10 @@ from torch.nn import functional
 from feature_repo.contracts.errors import ConfigError
 
 STEPS = 2  # of conjugate gradients: more change recall in the fourth digit
-CHUNK_PAIRS = 1 << 16
+# Vectors of a chunk stay in the cache, and in memory that the allocator keeps: with 16 times as many a refresh takes
+# five times as long.
+CHUNK_PAIRS = 1 << 12
+LEAST = 0.01  # a choice that counts less is not read any more
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class FoldIn:
     confidence: float = 10.0
     rounds: int = 2
     half_life_days: float = 30.0
+
+    @property
+    def reach_days(self) -> float:
+        """Days after which a choice counts less than `LEAST`."""
+        return self.half_life_days * math.log2(1 / LEAST)
 
     def __post_init__(self) -> None:
         if min(self.prior, self.confidence, self.half_life_days) <= 0 or self.rounds < 1:

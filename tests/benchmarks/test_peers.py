@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 
-from benchmarks import peers, peers_trees, quality_records
+from benchmarks import peers, peers_retrieval, peers_trees, quality_records
 from benchmarks.one_request import OneRequest, of_one_user, sources_of
 from benchmarks.peers_monolith import Monolith, MonolithBatch
 from benchmarks.peers_retrieval import SEARCH, Asked
@@ -185,15 +185,33 @@ def test_every_retrieval_peer_finds_what_its_users_like(peer: str) -> None:
     asked = np.arange(40)
     relevant = [150 * (user % 2) + rng.permutation(150)[:20] for user in asked]
     popular = np.tile(np.argsort(-np.bincount(items, minlength=300))[:100], (40, 1))
-    question = Question(asked, relevant, popular, (users, items))
+    question = Question(asked, relevant, popular, (users, items), np.zeros(3000))
     vectors = rng.normal(size=(60, 8)).astype(np.float32), rng.normal(size=(300, 8)).astype(np.float32)
     found = Asked(question, question, *vectors)
     assert found.peer(peer, SEARCH[peer][0]).mean() > 1.3 * found.recall(popular).mean()
 
 
+def test_a_peers_choices_fade_where_its_setting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[float]] = []
+
+    def kept(model: Any, users: Any, items: Any, strength: Any, *rest: Any) -> np.ndarray:
+        given.append(strength.tolist())
+        return np.zeros((2, 100), int)
+
+    monkeypatch.setattr(peers_retrieval, "recommended", kept)
+    pairs, ages = (np.array([0, 1, 1]), np.array([3, 2, 0])), np.array([0.0, 90.0, 180.0])
+    question = Question(np.array([0, 1]), [np.array([1]), np.array([2])], np.zeros((2, 4), int), pairs, ages)
+    found = Asked(question, question, np.zeros((3, 8)), np.zeros((4, 8)))
+    fading = {"past": "all", "half_life_days": 90.0, "kind": "cosine", "K": 20}
+    found.peer("item-kNN", fading)
+    found.peer("item-kNN", {"past": "all", "kind": "cosine", "K": 20})
+    assert given == [[1.0, 0.5, 0.25], [1.0, 1.0, 1.0]]
+    assert fading in SEARCH["item-kNN"]
+
+
 def test_own_choices_again_come_before_what_is_popular() -> None:
     pairs = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([3, 3, 1, 2, 2, 2, 0])
-    question = Question(np.array([0, 2]), [np.array([1]), np.array([2])], np.zeros((2, 4), int), pairs)
+    question = Question(np.array([0, 2]), [np.array([1]), np.array([2])], np.zeros((2, 4), int), pairs, np.zeros(7))
     ranked = Asked(question, question, np.zeros((3, 8)), np.zeros((4, 8))).again("coverage")
     assert ranked.tolist() == [[3, 1, 2, 0], [2, 3, 0, 1]]
 

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from feature_repo import releases
 from jobs import audit, materialize, release
 from jobs.serving import worker
 from jobs.serving.background import serving
@@ -64,6 +65,17 @@ def test_recommendations_are_the_best_of_the_nearest(released: Workspace, url: s
         assert item["score"] == pytest.approx(np.log(item["ctr"]) + 2 * item["similarity"])
 
 
+def added(released: Workspace) -> pl.DataFrame:
+    """Return what retrieval adds to every item's product, by the release and the published counts: item_id, added."""
+    release = releases.current_release(released.ledger)
+    assert release is not None and release.index is not None
+    learned = release.index.get("popularity", {"weight": 0.0, "columns": ["activity_28d"]})
+    assert learned["columns"] == ["activity_28d"]  # purchases are no outcome of an impression
+    latest = released.ledger.snapshots("item_stats", accepted=True)[-1]
+    counts = pl.read_parquet(released.home.root / latest.path)
+    return counts.select("item_id", added=learned["weight"] * (1 + pl.col("activity_28d").cast(pl.Float64)).log())
+
+
 def test_retrieval_is_exact_and_keeps_to_filters_and_exclusions(released: Workspace, url: str) -> None:
     user = users(released)[0]
     snapshots = {e: released.ledger.snapshots(f"{e}_embedding_v1", accepted=True)[-1] for e in ("user", "item")}
@@ -72,13 +84,18 @@ def test_retrieval_is_exact_and_keeps_to_filters_and_exclusions(released: Worksp
     products = frames["item"]["embedding"].list.to_array(len(vector)).to_numpy() @ vector
     attributes = pl.read_parquet(released.home.lake / "item_attributes" / "*.parquet")
     grocery = attributes.filter(pl.col("department") == "GROCERY")["item_id"]
-    scored = frames["item"].select("item_id").with_columns(score=pl.Series(products)).sort("score", descending=True)
+    told = frames["item"].select("item_id").with_columns(similarity=pl.Series(products))
+    told = told.join(added(released), on="item_id", how="left").with_columns(pl.col("added").fill_null(0))
+    scored = told.sort(pl.col("similarity") + pl.col("added"), descending=True)
     expected = scored.filter(pl.col("item_id").is_in(grocery.implode()))["item_id"].to_list()
     asked = {"user_id": user, "k": 20, "filters": {"department": ["GROCERY"]}, "exclude": expected[:3]}
     _, answer = call(f"{url}/v1/retrieve", asked)
     assert [item["item_id"] for item in answer["items"]] == expected[3:23]
     _, answer = call(f"{url}/v1/retrieve", {"user_id": user, "k": 30})
     assert [item["item_id"] for item in answer["items"]] == scored["item_id"].to_list()[:30]
+    # Retrieval and ranking tell the same similarity: that of the vectors.
+    similarity = [item["similarity"] for item in answer["items"]]
+    assert similarity == pytest.approx(scored["similarity"].to_list()[:30], abs=1e-5)
 
 
 def test_an_unknown_user_gets_what_is_popular_and_a_score(released: Workspace, url: str) -> None:
@@ -120,7 +137,9 @@ def test_feasts_own_vector_search_agrees(released: Workspace, url: str) -> None:
     rows = store.get_online_features(["user_embedding_v1:embedding"], [{"user_id": user}]).to_dict()
     asked = ["item_embedding_v1:embedding", "item_embedding_v1:available_us"]
     found = store.retrieve_online_documents_v2(features=asked, query=rows["embedding"][0], top_k=300).to_dict()
-    pairs = sorted(zip(found["item_id"], found["distance"], strict=True), key=lambda pair: -pair[1])
+    popular = dict(added(released).iter_rows())
+    near = zip(found["item_id"], found["distance"], strict=True)
+    pairs = sorted(near, key=lambda pair: -pair[1] - popular.get(pair[0], 0.0))
     expected = [(item, distance) for item, distance in pairs if item in known][:25]
     _, answer = call(f"{url}/v1/retrieve", {"user_id": user, "k": 25})
     assert [item["item_id"] for item in answer["items"]] == [item for item, _ in expected]

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
-from jobs import ingest
+from feature_repo.contracts.types import Check, Entity, Space, Verdict, Version, View
+from jobs import ingest, item_index
 from jobs.config import Config
-from jobs.retrieve import HORIZON, question, surfaces_of
+from jobs.popularity import VIEW, Popularity
+from jobs.publication import Candidate, clocked, publish_together
+from jobs.refresh import EMBEDDING_FIELDS, vector_table
+from jobs.retrieve import HORIZON, ask, before, learn_popularity, pair_before, question, surfaces_of
+from jobs.serving.candidates import Candidates
 from jobs.workspace import Workspace
 
 AS_OF = datetime(2024, 3, 1, tzinfo=UTC)
@@ -50,6 +56,7 @@ def test_only_choices_within_the_horizon_are_asked_for(ws: Workspace) -> None:
     assert [found.tolist() for found in asked.relevant] == [[2]]
     pairs = sorted(zip(*(side.tolist() for side in asked.pairs), strict=True))
     assert pairs == [(0, 0), (0, 0), (1, 1)]
+    assert sorted(asked.ages.tolist()) == [2, 2, 89]
     assert asked.popular[0, :3].tolist() == [0, 1, 2]
 
 
@@ -91,3 +98,81 @@ def test_choices_of_a_surface_are_those_that_followed_an_impression_on_it(tmp_pa
     assert feed.asked.tolist() == [0, 1] and [found.tolist() for found in feed.relevant] == [[2], [0]]
     assert search.asked.tolist() == [0] and [found.tolist() for found in search.relevant] == [[1]]
     assert feed.pairs[1].tolist() == [0] and search.pairs[1].tolist() == []
+
+
+FOUND = Verdict(True, (Check("rows", "critical", True, 1, ">= 1"),))
+ITEMS = list(range(40))
+
+
+def _publish(ws: Workspace, view: View, table: pa.Table, as_of: datetime, space: str | None) -> None:
+    available_at = as_of + ws.config.availability_lag
+    waiting = Candidate(view, clocked(table, available_at), lambda staged: FOUND)
+    publish_together(ws, [waiting], as_of, space_id=space, available_at=available_at)
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Workspace:
+    """Vectors that say nothing of 40 items, and counts of views: the further down, the more often; so they go on."""
+    later = AS_OF + timedelta(days=3)
+    rows = [(AS_OF - timedelta(days=day), user, item, "view") for user in (1, 2) for item in ITEMS for day in (1, 2)]
+    rows += [(later, user, item, "view") for user in (1, 2) for item in ITEMS[-4:]]
+    columns = ["event_timestamp", "user_id", "item_id", "event_type"]
+    pl.DataFrame(rows, schema=columns, orient="row").write_parquet(tmp_path / "events.parquet")
+    home = tmp_path / "home"
+    events = (str(tmp_path / "events.parquet"),)
+    ingest.run(ingest.IngestConfig(home=home, name="tiny", events=events, now=AS_OF + timedelta(days=99)))
+    ws = Workspace(Workspace.open(home).home, Config(retrieval_actions=("view",)))
+    ws.ledger.put_space(Space("a", 2, AS_OF, "print", "artifacts/a", {}))
+    ws.ledger.put_version(Version("v1", "a", "", "me", None))
+    angles = {"user": np.array([0.0, 0.1]), "item": np.linspace(0, 0.01, len(ITEMS))}
+    for entity, ids in (("user", [1, 2]), ("item", ITEMS)):
+        vectors = np.stack([np.cos(angles[entity]), np.sin(angles[entity])], axis=1).astype(np.float32)
+        table = vector_table(f"{entity}_id", pl.Series(ids), vectors, np.ones(len(ids), np.float32))
+        table = table.replace_schema_metadata({"space_id": "a", "version": "v1"})
+        kind: Entity = "user" if entity == "user" else "item"
+        _publish(ws, View(f"{entity}_embedding_v1", kind, "v1", "int64", EMBEDDING_FIELDS, 30), table, AS_OF, "a")
+    counts = pa.table({"item_id": ITEMS, "activity_28d": pa.array(ITEMS, pa.float32())})
+    _publish(ws, View(VIEW, "item", None, "int64", {"activity_28d": "float"}, 30), counts, AS_OF, None)
+    return ws
+
+
+def test_the_weight_of_popularity_is_learned_where_it_finds_more(counted: Workspace) -> None:
+    pair = pair_before(counted, "v1", AS_OF)
+    assert pair is not None
+    learned = learn_popularity(counted, pair)
+    assert learned.weight > 0 and learned.columns == ("activity_28d",)
+    found = ask(counted, pair)
+    assert found is not None
+    offsets = learned.offsets(counted, pair.items, found.item_ids)
+    assert offsets == pytest.approx(learned.weight * np.log1p(ITEMS))
+    ranked = found.question.rank(found.users, found.items, offsets)
+    assert sorted(ranked[0, :4].tolist()) == ITEMS[-4:]
+    assert ranked[0, 0] != found.question.rank(found.users, found.items)[0, 0]
+
+
+def test_no_choice_counts_that_had_not_happened_when_the_index_is_used(counted: Workspace) -> None:
+    pair = pair_before(counted, "v1", AS_OF)
+    assert pair is not None
+    moment = before(counted, pair)
+    assert moment + counted.config.availability_lag + HORIZON == pair.users.as_of
+    # Before them there is no pair of snapshots to learn from.
+    assert pair_before(counted, "v1", moment) is None and learn_popularity(counted, None) == Popularity(0.0)
+
+
+def test_popularity_goes_the_whole_way_to_what_is_served(counted: Workspace) -> None:
+    pair = pair_before(counted, "v1", AS_OF)
+    assert pair is not None
+    popularity = Popularity(0.02, ("activity_28d",))
+    plain = item_index.find_or_build(counted, pair.items, Popularity(0.0))
+    folder = item_index.find_or_build(counted, pair.items, Popularity.read(popularity.told()))
+    assert folder != plain and folder == item_index.find_or_build(counted, pair.items, popularity)
+    found = ask(counted, pair)
+    assert found is not None
+    candidates = Candidates(folder, {}, 0)
+    positions, similarity = candidates.search(found.users, "a", 10, None)
+    evaluated = found.question.rank(found.users, found.items, popularity.offsets(counted, pair.items, found.item_ids))
+    assert (positions == evaluated[:, :10]).all()
+    # What is told of an item is the product of the vectors alone, as ranking tells it.
+    products = found.users @ found.items.T
+    assert similarity == pytest.approx(np.take_along_axis(products, positions, axis=1), abs=1e-6)
+    assert candidates.notes["counts"] == "item_stats-20240301T000000Z"

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from feature_repo.contracts.naming import ENTITIES
 from feature_repo.contracts.types import Entity, Version
 from jobs import folding, refresh
+from jobs.config import Upstream
 from jobs.publication import clocked
 from jobs.snapshot_gate import judge
 from jobs.workspace import Workspace
@@ -68,6 +70,32 @@ def test_a_choice_fades(folded: Workspace) -> None:
     # Four half-lives back at most; with one twice as long each counts its square root.
     assert 0.0625 <= weights.min() < 0.1 < 0.9 < weights.max() <= 1
     assert np.allclose(activity.fading(start, CUT, 14 * days)[2], np.sqrt(weights))
+
+
+def test_choices_count_until_they_have_faded_however_long_a_history_is_read(folded: Workspace) -> None:
+    """A half-life of 60 days reads 399 of them; who has a vector is still decided by the days that are covered."""
+    space = folded.ledger.space("f01ded")
+    config = {**space.config, **folding.setting(10.0, 60.0)}
+    folded.ledger.put_space(replace(space, space_id="faded", config=config))
+    folded.ledger.put_version(Version("v3", "faded", "folds all in", "upstream team", 0.5))
+    before = refresh.upstream_at(folded, "v3", CUT)
+    ids, vectors, _ = before.infer("user", CUT)
+    changed = refresh.upstream_at(folded, "v3", CUT)
+    activity = changed.tables.activity
+    old = activity.time_us < int((CUT - folded.config.coverage).timestamp() * 1_000_000)
+    assert old.any()
+    activity.item = np.where(old, activity.item[::-1], activity.item)
+    again, others, _ = changed.infer("user", CUT)
+    assert again.to_list() == ids.to_list() and np.abs(others - vectors).max() > 0.01
+
+
+def test_how_choices_fade_is_a_setting_of_what_folds_in() -> None:
+    assert folding.setting(None) == {} and folding.setting(5.0)[folding.KEY]["half_life_days"] == 30
+    kept = folding.of_space(folding.setting(5.0, 90.0))
+    assert kept is not None and (kept.prior, kept.half_life_days) == (5.0, 90.0)
+    assert kept.reach_days == pytest.approx(598, abs=1)
+    with pytest.raises(ValidationError, match="set fold_in too"):
+        Upstream(version="v1", fold_in_half_life_days=90.0)
 
 
 def test_what_happens_later_does_not_show(folded: Workspace) -> None:

@@ -17,6 +17,7 @@ from benchmarks import switching
 from benchmarks.small_home import NOW, SPACES, START, WEEK, refresh, train
 from feature_repo import releases
 from feature_repo.contracts.errors import BusyError, ConfigError, LakeError, NotFoundError, NotReadyError
+from feature_repo.lake import write_json
 from feature_repo.ledger import Ledger
 from jobs import apply, materialize, release, versions
 from jobs.workspace import Workspace
@@ -42,6 +43,16 @@ def test_a_release_names_all_its_parts_and_is_made_once(ws: Workspace) -> None:
     assert releases.current_release(ws.ledger) is None
     with pytest.raises(NotReadyError, match="cvr_ranker"):
         release.create(ws, ["cvr_ranker"], now=NOW)
+
+
+def test_the_popularity_that_retrieval_learned_belongs_to_the_release(ws: Workspace) -> None:
+    plain = release.create(ws, now=NOW)
+    assert plain.index is not None and "popularity" not in plain.index
+    learned = {"weight": 0.02, "columns": ["activity_28d"]}
+    write_json({"space_id": SPACES["v1"], "popularity": learned}, ws.home.artifacts / "retrieval-1" / "index.json")
+    made = release.create(ws, now=NOW)
+    assert made.name != plain.name and made.index is not None and made.index["popularity"] == learned
+    assert releases.get(ws.ledger, made.name) == made
 
 
 def test_promote_and_roll_back(online: Workspace) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import warnings
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 
 from feature_repo.contracts.errors import MissingExtraError
+from models.downstream.index_files import load_index, save_index
 from models.downstream.retrieval import als, build_index, popularity, score_retrieval
 
 
@@ -144,3 +146,33 @@ def test_tuning_searches_deeper_until_recall_is_reached_and_measures_it() -> Non
     assert recall == pytest.approx(np.mean([np.isin(exact[row], found[row]).mean() for row in range(40)]), abs=1e-3)
     flat = build_index(items)
     assert flat.tune(items, users) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_offsets_are_added_to_every_product(kind: Literal["flat", "hnsw"]) -> None:
+    draw = np.random.default_rng(7)
+    items, users = draw.normal(size=(400, 8)).astype(np.float32), draw.normal(size=(5, 8)).astype(np.float32)
+    offsets = draw.exponential(3.0, 400).astype(np.float32)
+    index = build_index(items, kind, offsets=offsets)
+    sums = users @ items.T + offsets
+    best = np.argsort(-sums, axis=1)[:, :20]
+    positions, scores = index.search(users, 20)
+    assert (positions == best).all() and (best != np.argsort(-(users @ items.T), axis=1)[:, :20]).any()
+    assert scores == pytest.approx(np.take_along_axis(sums, best, axis=1), abs=1e-4)
+    assert (index.offsets(positions) == offsets[positions]).all()
+    among = np.arange(0, 400, 3)
+    assert (index.search(users, 5, among)[0] == among[np.argsort(-sums[:, among], axis=1)[:, :5]]).all()
+    assert index.tune(items, users, offsets=offsets, k=20) == 1.0
+    assert (build_index(items, kind).offsets(positions) == 0).all()
+    with pytest.raises(ValueError, match="user vectors have 7 numbers, items 8"):
+        index.search(users[:, :7], 3)
+
+
+def test_an_index_keeps_its_offsets_on_disk(tmp_path: Path, vectors) -> None:
+    users, items = vectors
+    offsets = np.linspace(0, 40, len(items), dtype=np.float32)
+    save_index(tmp_path / "index", np.arange(len(items)), items, space_id="a", notes={}, queries=users, offsets=offsets)
+    loaded = load_index(tmp_path / "index")
+    expected, _ = build_index(items, offsets=offsets).search(users, 10)
+    assert (loaded.search(users, 10, space_id="a")[0] == expected).all()
+    assert loaded.notes["offsets"] and loaded.notes["recall_at_100"] == 1.0
