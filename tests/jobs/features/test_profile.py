@@ -71,9 +71,7 @@ def test_tables_read_profiles_where_the_encoder_learned_them(log: EventLog) -> N
     rows.of_user += 1
     rows.of_item += 1
     encoders = [
-        fit_encoder(
-            log, rows, [AS_OF], None, COVERAGE, sequence_length=2, interests=2, top_items=2, profiles=profiles
-        )
+        fit_encoder(log, rows, [AS_OF], None, COVERAGE, sequence_length=2, interests=2, top_items=2, profiles=profiles)
         for profiles in (False, True)
     ]
     assert [encoder.reads_profiles for encoder in encoders] == [False, True]
