@@ -17,7 +17,7 @@ import yaml
 
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.lake import Home, read_json, replacing, write_json, write_parquet
-from jobs.config import Config, Splits
+from jobs.config import Config, Splits, Upstream
 from jobs.workspace import Progress, silent
 from jobs.world.config import WorldConfig
 
@@ -25,6 +25,29 @@ if TYPE_CHECKING:
     from jobs.world.world import Calibration, World
 
 COUNTS = "headwater.counts"
+KEPT_PER_DAY = 0.8  # share of the old vector in daily smoothing (arXiv 2509.04337); a refresh a week keeps 0.8 ** 7
+# Chosen on the days before the test period of one world (docs/adr/0096).
+UPSTREAMS = (
+    Upstream(
+        version="v1",
+        description="DERM trained on clicks and conversions",
+        negatives=0.25,
+        epochs=4,
+    ),
+    Upstream(
+        version="v2",
+        description="DERM trained on carts and conversions",
+        click_weight=0.0,
+        contrastive_weight=0.1,
+        conversion_events=("add_to_cart", "conversion"),
+        sources="joint",
+        negatives=0.1,
+        conversion_rows=4096,
+        out_dim=8,
+        profiles=True,
+    ),
+    Upstream(version="v3", kind="content", description="what items are: their attributes, and whose they were"),
+)
 SHORTEST_RUN_DAYS = 45  # upstream training leaves out four weeks at the start, in which features warm up
 
 
@@ -181,13 +204,23 @@ def _write_run_config(config: WorldConfig, folder: Path) -> None:
     if config.days < SHORTEST_RUN_DAYS:
         return
     splits = Splits(upstream_end=cut(0.65), train_end=cut(0.82), valid_end=cut(0.87), end=config.end)
-    # In a world one asks whether two upstreams together beat each of them: both stand in its lift table.
+    # In a world one asks whether several upstreams together beat each of them: all stand in its lift table.
+    versions = tuple(upstream.version for upstream in UPSTREAMS)
     consumers = tuple(
-        consumer if consumer.task == "retrieval" else consumer.model_copy(update={"each_alone": True})
+        consumer
+        if consumer.task == "retrieval"
+        else consumer.model_copy(update={"each_alone": True, "versions": versions})
         for consumer in Config().consumers
     )
     refresh_days = min(7, config.days // 12)
-    run_config = Config(truth=folder / "truth", splits=splits, refresh_days=refresh_days, consumers=consumers)
+    run_config = Config(
+        truth=folder / "truth",
+        splits=splits,
+        refresh_days=refresh_days,
+        smoothing=round(KEPT_PER_DAY**refresh_days, 2),
+        upstreams=UPSTREAMS,
+        consumers=consumers,
+    )
     with replacing(folder / "config.yaml") as staged:
-        # Only what depends on the world: all else follows the defaults of the day on which it is run.
+        # Only what is chosen for worlds: all else follows the defaults of the day on which it is run.
         staged.write_text(yaml.safe_dump(run_config.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
