@@ -168,6 +168,11 @@ class Config(_Settings):
     epochs: int | None = Field(None, ge=1, description="passes of upstream training; null: the preset's")
     splits: Splits | None = None
     refresh_days: int = Field(7, ge=1, description="days between two refreshes")
+    training_grid_days: int | None = Field(
+        None,
+        ge=1,
+        description="days between the moments at which training reads users and items; null: refresh_days",
+    )
     availability_lag_minutes: int = Field(60, ge=0, description="as_of to the first moment of reading")
     coverage_days: int = Field(90, ge=1, description="entities without an event for this long get no row")
     min_item_events: int = Field(5, ge=1, description="items with fewer events within coverage_days get no row")
@@ -203,6 +208,11 @@ class Config(_Settings):
     def refresh_every(self) -> timedelta:
         """Time between two refreshes."""
         return timedelta(days=self.refresh_days)
+
+    @property
+    def training_grid(self) -> timedelta:
+        """Time between the moments at which an upstream's training reads users and items."""
+        return timedelta(days=self.training_grid_days or self.refresh_days)
 
     @property
     def availability_lag(self) -> timedelta:

@@ -82,15 +82,17 @@ def prepare(
     """
     from jobs import train_ranks
     from jobs.features.batches import Grid, TrainingRows, input_spec
+    from jobs.features.batches import moments as moments_between
     from jobs.features.labels import CONVERSION, Opportunities
     from jobs.features.row_summary import RowSummary
     from jobs.features.tables import Tables, fit_encoder
 
     sampling = sampling_of(settings)
     cutoff, since = settings.train_end or ws.splits.upstream_end, old.since if old else None
-    moments = ws.refresh_moments(ws.log.start + WARM_UP, cutoff)
+    step = ws.config.training_grid
+    moments = moments_between(ws.log.start + WARM_UP, cutoff, step)
     if since is not None:
-        moments = [moment for moment in moments if moment + ws.config.refresh_every > since]
+        moments = [moment for moment in moments if moment + step > since]
     grid = Grid(tuple(moments), ws.config.availability_lag, cutoff)
     conversions = settings.conversion_events or CONVERSION
     opportunities = Opportunities(ws.log, since=since, known_at=cutoff, conversions=conversions)

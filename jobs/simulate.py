@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from jobs.world.world import Calibration, World
 
 COUNTS = "headwater.counts"
-KEPT_PER_DAY = 0.8  # share of the old vector in daily smoothing (arXiv 2509.04337); a refresh a week keeps 0.8 ** 7
 # Chosen on the days before the test period of one world (docs/adr/0096).
 UPSTREAMS = (
     Upstream(
@@ -212,12 +211,13 @@ def _write_run_config(config: WorldConfig, folder: Path) -> None:
         else consumer.model_copy(update={"each_alone": True, "versions": versions})
         for consumer in Config().consumers
     )
-    refresh_days = min(7, config.days // 12)
+    # Items come and go within weeks, so vectors are refreshed daily; training reads them at fewer moments.
+    grid_days = min(7, config.days // 12)
     run_config = Config(
         truth=folder / "truth",
         splits=splits,
-        refresh_days=refresh_days,
-        smoothing=round(KEPT_PER_DAY**refresh_days, 2),
+        refresh_days=1,
+        training_grid_days=grid_days,
         upstreams=UPSTREAMS,
         consumers=consumers,
     )

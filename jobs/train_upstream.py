@@ -173,7 +173,7 @@ def _training(ws: Workspace, settings: Upstream) -> tuple[dict[str, Any], Path]:
         "epochs": ws.config.epochs,
         "cutoff": cutoff.isoformat(),
         "fingerprint": ws.log.fingerprint,
-        "refresh_days": ws.config.refresh_days,
+        "refresh_days": ws.config.training_grid_days or ws.config.refresh_days,
         "coverage_days": ws.config.coverage_days,
         "availability_lag_minutes": ws.config.availability_lag_minutes,
         "history_actions": ws.config.history_actions and list(ws.config.history_actions),

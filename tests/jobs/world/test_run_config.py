@@ -13,7 +13,7 @@ from jobs.world.config import checked
 def test_a_worlds_rankers_are_the_default_ones_with_each_upstream_alone_beside_them(tmp_path: Path) -> None:
     _write_run_config(checked(users=20, items=100, days=60), tmp_path)
     written = settings.read(tmp_path / "config.yaml")
-    assert written.truth == tmp_path / "truth" and written.refresh_days == 5
+    assert written.truth == tmp_path / "truth" and (written.refresh_days, written.training_grid_days) == (1, 5)
     assert [consumer.each_alone for consumer in written.consumers] == [True, True, False]
     versions = [upstream.version for upstream in written.upstreams]
     assert [list(consumer.versions) for consumer in written.consumers] == [versions, versions, versions[:1]]
@@ -21,10 +21,3 @@ def test_a_worlds_rankers_are_the_default_ones_with_each_upstream_alone_beside_t
     assert [consumer.model_copy(update=plain) for consumer in written.consumers] == [
         consumer.model_copy(update=plain) for consumer in Config().consumers
     ]
-
-
-def test_smoothing_is_that_of_a_day_over_the_days_between_refreshes(tmp_path: Path) -> None:
-    for days, refresh_days, kept in ((84, 7, 0.21), (60, 5, 0.33)):
-        _write_run_config(checked(users=20, items=100, days=days), tmp_path)
-        written = settings.read(tmp_path / "config.yaml")
-        assert (written.refresh_days, written.smoothing) == (refresh_days, kept)

@@ -1,0 +1,129 @@
+"""How much of what tastes bring is in the published vectors of a simulated world: by version, and by how new items are.
+
+What a click has besides the taste (place, biases, qualities, season, price) is taken from the truth; what is left is
+told by one number, the product of the centred vectors of user and item, with the slope that fits these days best. So
+the figures say what vectors hold and nothing of rankers. Read on the days between `train_end` and `valid_end`, before
+the test period, with the snapshots that were readable when they began.
+
+    python -m benchmarks.world_vectors --home world-home   # --users, --items ... of the world, as simulated
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from scipy.optimize import minimize_scalar
+
+from benchmarks.world_knowable import Parts
+from feature_repo.contracts.errors import NotReadyError
+from jobs.refresh import read_vectors
+from jobs.retrieve import pair_before
+from jobs.workspace import Workspace
+from jobs.world.config import WorldConfig, checked
+from jobs.world.outcomes import sigmoid
+from jobs.world.world import World
+from models.metrics import roc_auc
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Impressions [N] of some days: positions of user and item, clicks, and the parts of their true logits."""
+
+    user: np.ndarray
+    item: np.ndarray
+    click: np.ndarray
+    examined: np.ndarray
+    rest: np.ndarray
+    liked: np.ndarray
+    born: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Shown:
+        """Return the given rows."""
+        return Shown(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def auc(self, liked: np.ndarray | float) -> float:
+        """Return the ROC-AUC of what is known besides, and this of the taste [N]."""
+        return roc_auc(self.click, self.examined * sigmoid(self.rest + liked))
+
+    def share(self, product: np.ndarray) -> float:
+        """Return the share of what tastes bring in ROC-AUC that a product [N] brings, with the likeliest slope."""
+        spread = float(product.std()) or 1.0
+
+        def loss(slope: float) -> float:
+            chance = np.clip(self.examined * sigmoid(self.rest + slope * product / spread), 1e-7, 1 - 1e-7)
+            return -float(np.where(self.click, np.log(chance), np.log1p(-chance)).mean())
+
+        slope = minimize_scalar(loss, bounds=(0.0, 3.0), method="bounded").x
+        none, all_of_it = self.auc(0.0), self.auc(self.liked)
+        return (self.auc(slope * product / spread) - none) / (all_of_it - none)
+
+
+def shown(config: WorldConfig, first: int, last: int) -> Shown:
+    """Return the impressions of the days [first, last) of a world."""
+    world, gain = World(config), config.click_taste * config.dim**0.5
+    found: list[Shown] = []
+    for day in range(first, last):
+        world.tastes.at(day)
+        for block in world.day(day):
+            parts, item = Parts(config, world, block), block.slots.item
+            liked = gain * np.einsum("nd,nd->n", parts.taste, parts.vector)
+            born = world.population.items.born[item]
+            found.append(Shown(parts.user, item, parts.click, parts.examined, parts.rest, liked, born))
+    return Shown(*(np.concatenate([getattr(part, name) for part in found]) for name in Shown.__dataclass_fields__))
+
+
+def products(ws: Workspace, version: str, rows: Shown, users: int, items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the products of centred vectors [N], 0 where one is missing, and whether both are there."""
+    pair = pair_before(ws, version, ws.splits.train_end - ws.config.availability_lag)
+    if pair is None:
+        raise NotReadyError(f"{version} has no snapshot before {ws.splits.train_end}. Run `headwater backfill` first.")
+    centred, there = [], []
+    for snapshot, key, count in ((pair.users, "user_id", users), (pair.items, "item_id", items)):
+        ids, vectors = read_vectors(ws.home.root / snapshot.path, key)
+        table, known = np.zeros((count, vectors.shape[1]), np.float32), np.zeros(count, bool)
+        place = ids.cast(pl.Int64).to_numpy() - 1  # a world counts its users and items from 1
+        table[place], known[place] = vectors - vectors.mean(axis=0), True
+        centred.append(table)
+        there.append(known)
+    product = np.einsum("nd,nd->n", centred[0][rows.user], centred[1][rows.item])
+    return product, there[0][rows.user] & there[1][rows.item]
+
+
+def main() -> None:
+    """Print one line per version."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, required=True, help="home folder after `headwater backfill`")
+    for name, value in (("users", 10_000), ("items", 3000), ("days", 120), ("impressions", 5_500_000), ("seed", 5)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    chosen = vars(parser.parse_args())
+    ws = Workspace.open(chosen.pop("home"))
+    config = checked(**chosen)
+    first, last, cut = (
+        (moment - config.start) // timedelta(days=1)
+        for moment in (ws.splits.train_end, ws.splits.valid_end, ws.splits.upstream_end)
+    )
+    rows = shown(config, first, last)
+    old = rows.born < cut
+    print(f"Days {first} to {last - 1}: {len(rows.click):,} impressions, {int(rows.click.sum()):,} clicks")
+    print(f"ROC-AUC without the taste {rows.auc(0.0):.4f}, with it {rows.auc(rows.liked):.4f}")
+    print(f"Items born after the upstreams' cut-off have {1 - old.mean():.0%} of these impressions")
+    print("| version | share of what tastes bring | items born before the cut-off | after it | with both vectors |")
+    print("|---|---|---|---|---|")
+    for version in (upstream.version for upstream in ws.config.upstreams):
+        product, there = products(ws, version, rows, config.users, config.items)
+        parts = [part.share(values) for part, values in split(rows, product, old)]
+        print(f"| {version} | " + " | ".join(f"{share:.0%}" for share in parts) + f" | {there.mean():.0%} |")
+
+
+def split(rows: Shown, product: np.ndarray, old: np.ndarray) -> list[tuple[Shown, np.ndarray]]:
+    """Return all rows, those of old items and those of new ones, each with its products."""
+    return [(rows.take(chosen), product[chosen]) for chosen in (np.ones(len(old), bool), old, ~old)]
+
+
+if __name__ == "__main__":
+    main()
