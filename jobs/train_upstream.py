@@ -25,6 +25,8 @@ from jobs.lanes import side_by_side
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from jobs.config import Upstream
     from jobs.features.encode import Encoder
     from jobs.features.tables import Tables
@@ -234,8 +236,10 @@ def fit_upstream(
     with scratch(beside, "rows") as folder:
         ready = prepare(ws, settings, preset, folder, old=old, progress=progress)
         steps, device = ready.rows.steps(preset.batch_rows), training_device(settings)
+        random: Any = None
         if old is None:
             model = DERM(ready.model)
+            random = model.items.rows.weight.detach().clone()
             seed_item_rows(model, ready.tables, ready.cutoff)
             trained: Any = model.to(device)
             passes = max(preset.train.epochs, min(MAX_EPOCHS, ceil(MIN_STEPS / steps)))
@@ -268,7 +272,10 @@ def fit_upstream(
             ),
             checkpoint_dir=checkpoints,
         )
-        return Fitted(model.to("cpu"), ready.encoder, ready.rows.rows, history.records)
+        model = model.to("cpu")
+        if random is not None:
+            clear_untouched(model, random)
+        return Fitted(model, ready.encoder, ready.rows.rows, history.records)
 
 
 @contextlib.contextmanager
@@ -281,6 +288,19 @@ def scratch(folder: Path, name: str) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def clear_untouched(model: DERM, random: Tensor) -> None:
+    """Set the rows of the id table to zero that are still what chance made them, float32 [rows, E].
+
+    An item that comes after the training reads one of them, alone or in somebody's history: noise as long as a vector,
+    where zero says what the towers learned from rows that were dropped, that nothing is known of this id.
+    """
+    import torch
+
+    with torch.no_grad():
+        table = model.items.rows.weight
+        table[(table == random).all(dim=1)] = 0.0
 
 
 def seed_item_rows(model: DERM, tables: Tables, cutoff: datetime) -> None:

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from feature_repo.contracts.errors import ConfigError
-from jobs import ingest, train_upstream
+from jobs import ingest, refresh, train_upstream
 from jobs.config import Config, Splits, Upstream
 from jobs.config import save as save_config
 from jobs.prepare_upstream import Prepared, prepare
@@ -21,6 +21,7 @@ START, DAYS = datetime(2024, 1, 1, tzinfo=UTC), 70
 CUTS = dict(zip(("upstream_end", "train_end", "valid_end", "end"), (50, 60, 65, DAYS), strict=True))
 SPLITS = Splits(**{name: START + timedelta(days=days) for name, days in CUTS.items()})
 PLAIN = Upstream(version="v1")
+LATER = 1000  # ids from here on are first seen after the cut-off
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(2000):
         time = START + timedelta(minutes=int(draw.integers(0, DAYS * 1440)))
         user, item = int(draw.integers(30)), int(40 * draw.random() ** 2)
+        item += LATER if time > SPLITS.upstream_end and number % 2 else 0
         follows = ["impression"]
         if draw.random() < 0.5:
             follows += ["click", *(["add_to_cart"] if draw.random() < 0.5 else [])]
@@ -100,3 +102,15 @@ def test_passes_are_an_upstreams_own(home: Path) -> None:
         result = train_upstream.train(Workspace.open(home), upstream)
         taken[epochs] = max(point["epoch"] for point in result.curve)
     assert taken[3] - taken[1] == 2
+
+
+def test_ids_that_no_training_saw_say_nothing(home: Path) -> None:
+    ws = Workspace.open(home)
+    save_config(Config(preset="debug", epochs=1, splits=SPLITS, upstreams=(PLAIN,), consumers=()), ws.home)
+    space = train_upstream.train(Workspace.open(home), PLAIN).space
+    upstream = refresh.load_upstream(Workspace.open(home), space)
+    rows = upstream.tables.item_rows[ws.log.codes["item"]["item_code"].to_numpy()]
+    length = upstream.model.items.rows.weight.norm(dim=1).detach().numpy()[rows]
+    later = ws.log.codes["item"]["item_id"].to_numpy() >= LATER
+    assert later.sum() > 10 and not length[later].any()
+    assert (~later).sum() > 30 and (length[~later] > 0).all()
