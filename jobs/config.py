@@ -81,7 +81,12 @@ class Upstream(_Settings):
         None,
         gt=0,
         description="fold recent choices into the vectors at every refresh; so many of today count as much as the "
-        "model's own vector. null: the model alone",
+        "model's own vector (of outcomes: the precision of the prior). null: the model alone",
+    )
+    fold_in_of: Literal["choices", "outcomes"] | None = Field(
+        None,
+        description="choices: whatever was shown, by matrix factorization; outcomes: impressions with a click or "
+        "without, and the activity beside them, by logistic regressions. null: choices",
     )
     fold_in_half_life_days: float | None = Field(
         None, gt=0, description="days after which a choice that is folded in counts half; null: 30"
@@ -118,8 +123,8 @@ class Upstream(_Settings):
         check_version(self.version)
         if self.kind == "derm" and self.content_dim is not None:
             raise ValueError("content_dim belongs to kind: content; a DERM's preset says how long its vectors are")
-        if self.fold_in is None and self.fold_in_half_life_days is not None:
-            raise ValueError("fold_in_half_life_days says how choices fade that fold_in folds in: set fold_in too")
+        if self.fold_in is None and (self.fold_in_half_life_days, self.fold_in_of) != (None, None):
+            raise ValueError("fold_in_half_life_days and fold_in_of say how fold_in folds choices in: set fold_in too")
         if self.kind == "content":
             known = {"version", "kind", "description", "train_end", "content_dim", "seed"}
             fields = type(self).model_fields

@@ -1,4 +1,7 @@
-"""Recent choices folded into a model's vectors of one moment (`models.upstream.fold_in`), for users and items alike.
+"""What happened lately folded into a model's vectors of one moment, for users and items alike.
+
+Two methods: choices alone (`models.upstream.fold_in`), or outcomes, that is what was chosen out of what was shown
+(`models.upstream.fold_in_outcomes`).
 
 Legend: U users, I items, N asked, E vector dim.
 """
@@ -8,34 +11,155 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from feature_repo.contracts.errors import ConfigError
+from feature_repo.contracts.naming import ENTITIES
 from feature_repo.contracts.types import Entity
 
 if TYPE_CHECKING:
-    from models.upstream.fold_in import Choices, Folded, FoldIn
+    from torch import Tensor
 
-KEY = "fold_in"  # in a space's config
+    from jobs.features.history import Activity
+    from jobs.features.log import EventLog
+    from models.upstream.fold_in import Choices, Folded, FoldIn
+    from models.upstream.fold_in_outcomes import BothSides, FoldedOutcomes, OutcomeFoldIn
+
+Codes = dict[Entity, np.ndarray]
+# In a space's config, by what is folded in.
+KEY, OUTCOMES_KEY = "fold_in", "fold_in_outcomes"
+
+
+class Method(Protocol):
+    """How a moment's vectors are folded: reads what happened once, and solves all rows, or some of them again."""
+
+    def read(self, as_of: datetime, codes: Codes) -> Any:
+        """Return what happened before a moment between the users and items that have a vector, codes ascending."""
+
+    def fold(self, users: Tensor, items: Tensor, happened: Any) -> Folded:
+        """Return the vectors of both sides after it, from the model's unit vectors [U, E] and [I, E]."""
+
+    def again(
+        self, entity: Entity, raw: Tensor, centre: Tensor, folded: Any, happened: Any, places: Tensor
+    ) -> Tensor:
+        """Solve some rows of an entity: float32 [N, E].
+
+        Parameters
+        ----------
+        raw
+            The model's unit vectors of the rows [N, E].
+        centre
+            Mean of the model's vectors of all of the entity [E].
+        folded
+            What :meth:`fold` returned.
+        places
+            Positions of the rows, int64 [N].
+        """
+
+
+@dataclass(frozen=True)
+class ChoiceFolding:
+    """Folds choices in, whatever else was shown."""
+
+    config: FoldIn
+    activity: Callable[[], Activity]
+
+    def read(self, as_of: datetime, codes: Codes) -> Choices:
+        """Return the choices as far back as they count."""
+        import torch
+
+        from models.upstream.fold_in import Choices
+
+        reach, half_life = timedelta(days=self.config.reach_days), timedelta(days=self.config.half_life_days)
+        users, items, weights = self.activity().fading(as_of - reach, as_of, half_life)
+        user, item = _positions(codes["user"], users), _positions(codes["item"], items)
+        both = (user >= 0) & (item >= 0)
+        width = max(len(codes["item"]), 1)
+        pair, place = np.unique(user[both] * width + item[both], return_inverse=True)
+        count = np.bincount(place, weights[both], minlength=len(pair))
+        return Choices(
+            torch.from_numpy(pair // width), torch.from_numpy(pair % width), torch.from_numpy(count.astype(np.float32))
+        )
+
+    def fold(self, users: Tensor, items: Tensor, happened: Choices) -> Folded:
+        """Return both sides after the choices."""
+        from models.upstream.fold_in import fold_in
+
+        return fold_in(users, items, happened, self.config)
+
+    def again(
+        self, entity: Entity, raw: Tensor, centre: Tensor, folded: Folded, happened: Choices, places: Tensor
+    ) -> Tensor:
+        """Solve some rows of an entity."""
+        from models.upstream.fold_in import solve
+
+        choices = happened if entity == "user" else happened.by_item()
+        return solve(raw, folded.given(entity), choices.of(places), self.config)
+
+
+@dataclass(frozen=True)
+class OutcomeFolding:
+    """Folds in what was chosen out of what was shown, and the activity beside it, as far back as `coverage`."""
+
+    config: OutcomeFoldIn
+    log: EventLog
+    activity: Callable[[], Activity]
+    coverage: timedelta
+
+    def read(self, as_of: datetime, codes: Codes) -> BothSides:
+        """Return the outcomes of both sides."""
+        import torch
+
+        from jobs.features.outcomes import outcome_rows
+        from models.upstream.fold_in_outcomes import BothSides, Outcomes
+
+        rows = outcome_rows(
+            self.log,
+            as_of,
+            reach=self.coverage,
+            half_life=timedelta(days=self.config.half_life_days),
+            activity=tuple(self.activity().actions),
+            users=codes["user"],
+            items=codes["item"],
+        )
+        values = [torch.from_numpy(values) for values in (rows.happened, rows.offset, rows.weight, rows.rated)]
+        by_user = Outcomes.by(torch.from_numpy(rows.user), torch.from_numpy(rows.item), *values)
+        return BothSides(by_user, by_user.turned())
+
+    def fold(self, users: Tensor, items: Tensor, happened: BothSides) -> FoldedOutcomes:
+        """Return both sides after the outcomes."""
+        from models.upstream.fold_in_outcomes import fold_in_outcomes
+
+        return fold_in_outcomes(users, items, happened, self.config)
+
+    def again(
+        self, entity: Entity, raw: Tensor, centre: Tensor, folded: FoldedOutcomes, happened: BothSides, places: Tensor
+    ) -> Tensor:
+        """Solve some rows of an entity."""
+        from models.upstream.fold_in_outcomes import solve_outcomes
+
+        rows = happened.of(entity).of(places)
+        given = folded.given(entity)
+        return solve_outcomes(raw, centre, given, rows, self.config, folded.scale, folded.directions)
 
 
 @dataclass(frozen=True)
 class _Moment:
     folded: Folded
-    choices: Choices
+    happened: Any
     norms: dict[Entity, np.ndarray]
+    centres: dict[Entity, Tensor]
 
 
 class Folding:
-    """Folds the choices before a moment into vectors; keeps the last moment, which is asked for again.
+    """Folds what happened before a moment into vectors; keeps the last moment, which is asked for again.
 
     Parameters
     ----------
-    config
+    method
         From :func:`of_space`.
-    choices
-        Moment, how far back to read and half-life -> user code, item code and weight of every choice.
     codes
         Entity and moment -> the codes that have a vector, ascending.
     raw
@@ -44,12 +168,11 @@ class Folding:
 
     def __init__(
         self,
-        config: FoldIn,
-        choices: Callable[[datetime, timedelta, timedelta], tuple[np.ndarray, np.ndarray, np.ndarray]],
+        method: Method,
         codes: Callable[[Entity, datetime], np.ndarray],
         raw: Callable[[Entity, datetime], tuple[np.ndarray, np.ndarray]],
     ) -> None:
-        self._config, self._choices, self._codes, self._raw = config, choices, codes, raw
+        self._method, self._codes, self._raw = method, codes, raw
         self._held: tuple[datetime, _Moment] | None = None
 
     def vectors(self, entity: Entity, as_of: datetime) -> tuple[np.ndarray, np.ndarray]:
@@ -70,58 +193,66 @@ class Folding:
         import torch
         from torch.nn import functional
 
-        from models.upstream.fold_in import solve
-
-        held, rows = self._at(as_of), torch.from_numpy(places)
-        if entity == "user":
-            given, choices = held.folded.for_users, held.choices
-        else:
-            given, choices = held.folded.for_items, held.choices.by_item()
-        return functional.normalize(solve(torch.from_numpy(raw), given, choices.of(rows), self._config)).numpy()
+        held = self._at(as_of)
+        rows, centre = torch.from_numpy(places), held.centres[entity]
+        solved = self._method.again(entity, torch.from_numpy(raw), centre, held.folded, held.happened, rows)
+        return functional.normalize(solved).numpy()
 
     def _at(self, as_of: datetime) -> _Moment:
         if self._held is None or self._held[0] != as_of:
             import torch
 
-            from models.upstream.fold_in import fold_in
-
-            choices = self._counted(as_of)
+            self._held = None  # what it held may be as large as what comes
+            happened = self._method.read(as_of, {entity: self._codes(entity, as_of) for entity in ENTITIES})
             (users, user_norms), (items, item_norms) = self._raw("user", as_of), self._raw("item", as_of)
-            folded = fold_in(torch.from_numpy(users), torch.from_numpy(items), choices, self._config)
-            self._held = as_of, _Moment(folded, choices, {"user": user_norms, "item": item_norms})
+            given = torch.from_numpy(users), torch.from_numpy(items)
+            folded = self._method.fold(*given, happened)
+            centres: dict[Entity, Tensor] = {"user": given[0].mean(0), "item": given[1].mean(0)}
+            self._held = as_of, _Moment(folded, happened, {"user": user_norms, "item": item_norms}, centres)
         return self._held[1]
 
-    def _counted(self, as_of: datetime) -> Choices:
-        import torch
 
-        from models.upstream.fold_in import Choices
-
-        reach, half_life = timedelta(days=self._config.reach_days), timedelta(days=self._config.half_life_days)
-        users, items, weights = self._choices(as_of, reach, half_life)
-        user, item = _positions(self._codes("user", as_of), users), _positions(self._codes("item", as_of), items)
-        both = (user >= 0) & (item >= 0)
-        width = max(len(self._codes("item", as_of)), 1)
-        pair, place = np.unique(user[both] * width + item[both], return_inverse=True)
-        count = np.bincount(place, weights[both], minlength=len(pair))
-        return Choices(
-            torch.from_numpy(pair // width), torch.from_numpy(pair % width), torch.from_numpy(count.astype(np.float32))
-        )
-
-
-def setting(prior: float | None, half_life_days: float | None = None) -> dict[str, Any]:
+def setting(
+    prior: float | None, half_life_days: float | None = None, reads: Literal["choices", "outcomes"] | None = None
+) -> dict[str, Any]:
     """Return what a space's config says of it; empty where nothing is folded in."""
     from models.upstream.fold_in import FoldIn
+    from models.upstream.fold_in_outcomes import OutcomeFoldIn
 
     if prior is None:
         return {}
-    return {KEY: asdict(FoldIn(prior) if half_life_days is None else FoldIn(prior, half_life_days=half_life_days))}
+    given = {"prior": prior} if half_life_days is None else {"prior": prior, "half_life_days": half_life_days}
+    return {OUTCOMES_KEY: asdict(OutcomeFoldIn(**given))} if reads == "outcomes" else {KEY: asdict(FoldIn(**given))}
 
 
-def of_space(config: dict[str, Any]) -> FoldIn | None:
-    """Return how a space folds choices in; None where it does not."""
+def of_space(
+    config: dict[str, Any], log: EventLog, activity: Callable[[], Activity], coverage: timedelta
+) -> Method | None:
+    """Return how a space folds in what happened; None where it does not.
+
+    Raises
+    ------
+    ConfigError
+        If it folds outcomes in and the log has no impressions.
+    """
     from models.upstream.fold_in import FoldIn
+    from models.upstream.fold_in_outcomes import OutcomeFoldIn
 
-    return FoldIn(**config[KEY]) if KEY in config else None
+    if KEY in config:
+        return ChoiceFolding(FoldIn(**config[KEY]), activity)
+    if OUTCOMES_KEY in config:
+        check_impressions(log)
+        return OutcomeFolding(OutcomeFoldIn(**config[OUTCOMES_KEY]), log, activity, coverage)
+    return None
+
+
+def check_impressions(log: EventLog) -> None:
+    """Raise ConfigError if a log does not say what was shown."""
+    if log.record.opportunity != "impression":
+        raise ConfigError(
+            "fold_in_of: outcomes learns what was chosen out of what was shown, and this log has no impressions. "
+            "Set fold_in_of: choices in config.yaml."
+        )
 
 
 def _positions(codes: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -75,11 +75,10 @@ class Upstream:
         # Each entity's table of the last moment: the gate asks for it again, and so does every other version.
         self._read: dict[Entity, tuple[datetime, Any]]
         self._folding: Folding | None = None
-        fold_in = folding.of_space(space.config)
-        if fold_in is not None:
+        method = folding.of_space(space.config, ws.log, lambda: self.tables.activity, ws.config.coverage)
+        if method is not None:
             self._folding = Folding(
-                fold_in,
-                lambda as_of, reach, half_life: self.tables.activity.fading(as_of - reach, as_of, half_life),
+                method,
                 lambda entity, as_of: np.asarray(self._table(entity, as_of).code),
                 lambda entity, as_of: self._run(entity, as_of, None),
             )

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from jobs.world.world import Calibration, World
 
 COUNTS = "headwater.counts"
-# Chosen on the days before the test period of one world (docs/adr/0096).
+# Chosen on the days before the test period of one world (docs/adr/0096, 0098).
 UPSTREAMS = (
     Upstream(
         version="v1",
         description="DERM trained on clicks and conversions",
         negatives=0.25,
         epochs=4,
+        fold_in=100.0,
+        fold_in_of="outcomes",
     ),
     Upstream(
         version="v2",
@@ -218,6 +220,9 @@ def _write_run_config(config: WorldConfig, folder: Path) -> None:
         splits=splits,
         refresh_days=1,
         training_grid_days=grid_days,
+        # A taste and an item's first days are over before a smoothed vector has them (docs/adr/0098).
+        smoothing=None,
+        min_item_events=1,
         upstreams=UPSTREAMS,
         consumers=consumers,
     )

@@ -127,6 +127,8 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
             "torchrun shares out `train-upstream` alone. Run this command by itself; what it would train can be "
             "trained before by `headwater train-upstream VERSION --ranks N`."
         )
+    if settings.fold_in_of == "outcomes":
+        folding.check_impressions(ws.log)
     ws.use_threads()
     fitted: Any
     if settings.kind == "content":
@@ -138,7 +140,8 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
         fitted = fit_upstream(
             ws, settings, presets.by_name(ws.config.preset), checkpoints=folder / "checkpoint", progress=progress
         )
-    config = {**fitted.model.config.to_dict(), **folding.setting(settings.fold_in, settings.fold_in_half_life_days)}
+    folds = folding.setting(settings.fold_in, settings.fold_in_half_life_days, settings.fold_in_of)
+    config = {**fitted.model.config.to_dict(), **folds}
     identity = space_id(fitted.model.state_dict(), config, ws.log.fingerprint)
     artifact = ws.home.artifacts / identity
     fitted.save(artifact)

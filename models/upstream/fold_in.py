@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from feature_repo.contracts.errors import ConfigError
+from feature_repo.contracts.types import Entity
 
 STEPS = 2  # of conjugate gradients: more change recall in the fourth digit
 # Vectors of a chunk stay in the cache, and in memory that the allocator keeps: with 16 times as many a refresh takes
@@ -101,6 +102,10 @@ class Folded:
     items: Tensor
     for_items: Tensor
     for_users: Tensor
+
+    def given(self, entity: Entity) -> Tensor:
+        """Return what the last solution of an entity was given."""
+        return self.for_users if entity == "user" else self.for_items
 
 
 def fold_in(users_UE: Tensor, items_IE: Tensor, choices: Choices, config: FoldIn) -> Folded:

@@ -1,0 +1,254 @@
+"""Fold what was shown and chosen lately into the vectors of a model that was trained before.
+
+Where a log has impressions, it says what was chosen out of what. Then the vectors of items, given those of users, and
+after that the vectors of users, given those of items, are the most likely ones of a logistic regression per item and
+per user, with the model's vector as the mean of its prior: the random effects of a generalized linear mixed model (Zhang
+et al., GLMix: Generalized Linear Mixed Models For Large-Scale Response Prediction, KDD 2016). One Newton step each,
+for the model is near (docs/adr/0098-outcomes-are-folded-in.md).
+
+Legend: U users, I items, X rows being solved, Y the other side, P outcomes, E vector dim, R directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from feature_repo.contracts.errors import ConfigError
+from feature_repo.contracts.types import Entity
+from models.upstream.fold_in import Folded
+
+STEPS = 4  # of conjugate gradients
+CHUNK_FLOATS = 1 << 18  # vectors of the other side that stay in the cache
+DIRECTIONS = 32  # in which vectors are moved: those in which they vary; more are hardly used, and cost as much
+SCALE_ROWS, SCALE_STEPS = 1 << 20, 8  # outcomes that tell a scale, and Newton steps
+RATE_PRIOR = 5.0  # precision of a row's own rate, around what all rows of its kind tell: a deviation of 0.45 in logits
+
+
+@dataclass(frozen=True)
+class OutcomeFoldIn:
+    """How outcomes are folded in.
+
+    Attributes
+    ----------
+    prior
+        Precision of the prior around the model's unit vector: with 100 each coordinate may differ by about 0.1.
+    half_life_days
+        After so many days an outcome counts half. Whoever reads outcomes sees to it.
+    """
+
+    prior: float = 100.0
+    half_life_days: float = 30.0
+
+    def __post_init__(self) -> None:
+        if min(self.prior, self.half_life_days) <= 0:
+            raise ConfigError("fold_in: prior and half_life_days must be above 0.")
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What happened or did not, sorted by the side that is solved.
+
+    Attributes
+    ----------
+    row, other
+        Positions int64 [P] on the side that is solved and on the other.
+    happened
+        1.0 where it did, float32 [P].
+    offset
+        Its logit as far as everything but the two vectors tells, float32 [P].
+    weight
+        What it counts, float32 [P].
+    rated
+        1.0 where the row's own rate shows too (an impression), 0.0 where its popularity is not asked, float32 [P].
+    """
+
+    row: Tensor
+    other: Tensor
+    happened: Tensor
+    offset: Tensor
+    weight: Tensor
+    rated: Tensor
+
+    @classmethod
+    def by(
+        cls, row: Tensor, other: Tensor, happened: Tensor, offset: Tensor, weight: Tensor, rated: Tensor
+    ) -> Outcomes:
+        """Sort outcomes by the side that is solved."""
+        order = torch.argsort(row, stable=True)
+        return cls(*(values[order] for values in (row, other, happened, offset, weight, rated)))
+
+    def turned(self) -> Outcomes:
+        """Return the same for the other side."""
+        return Outcomes.by(self.other, self.row, self.happened, self.offset, self.weight, self.rated)
+
+    def take(self, chosen: slice | Tensor) -> Outcomes:
+        """Return some of them."""
+        return Outcomes(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+
+    def of(self, rows: Tensor) -> Outcomes:
+        """Return those of some rows [any], each by its position among `rows`."""
+        starts = torch.searchsorted(self.row, rows)
+        sizes = torch.searchsorted(self.row, rows, right=True) - starts
+        place = torch.repeat_interleave(torch.arange(len(rows)), sizes)
+        within = torch.arange(len(place)) - torch.repeat_interleave(torch.cumsum(sizes, 0) - sizes, sizes)
+        found = self.take(starts[place] + within)
+        return Outcomes(place, found.other, found.happened, found.offset, found.weight, found.rated)
+
+
+@dataclass(frozen=True)
+class BothSides:
+    """The outcomes of one moment, sorted by user and by item."""
+
+    user: Outcomes
+    item: Outcomes
+
+    def of(self, entity: Entity) -> Outcomes:
+        """Return them by the side that is solved."""
+        return self.user if entity == "user" else self.item
+
+
+@dataclass(frozen=True)
+class FoldedOutcomes(Folded):
+    """The result, and what solving any row again takes besides.
+
+    Attributes
+    ----------
+    scale
+        Logits that a product of two vectors is worth.
+    directions
+        Orthonormal columns [E, R] within which vectors are moved.
+    """
+
+    scale: float
+    directions: Tensor
+
+
+def fold_in_outcomes(users_UE: Tensor, items_IE: Tensor, outcomes: BothSides, config: OutcomeFoldIn) -> FoldedOutcomes:
+    """Return the vectors of users and items after the outcomes: items first, which the model knows least.
+
+    Parameters
+    ----------
+    users_UE, items_IE
+        The model's unit vectors.
+    outcomes
+        Of the window that counts.
+    """
+    directions = varying_directions(users_UE, items_IE)
+    scale = fit_scale(users_UE, items_IE, outcomes.user)
+    items = solve_outcomes(items_IE, items_IE.mean(0), users_UE, outcomes.item, config, scale, directions)
+    users = solve_outcomes(users_UE, users_UE.mean(0), items, outcomes.user, config, scale, directions)
+    return FoldedOutcomes(
+        functional.normalize(users), functional.normalize(items), users_UE, items, scale, directions
+    )
+
+
+def varying_directions(users_UE: Tensor, items_IE: Tensor) -> Tensor:
+    """Return the directions in which the model's vectors vary most, users and items alike: orthonormal [E, R]."""
+    dim = users_UE.shape[1]
+    if dim <= DIRECTIONS:
+        return torch.eye(dim)
+    covariances = [torch.cov(side.T) for side in (users_UE, items_IE) if len(side) > 1]
+    spread_EE = sum((cov / cov.trace().clamp_min(1e-12) for cov in covariances), start=torch.zeros(dim, dim))
+    return torch.linalg.eigh(spread_EE.double())[1][:, -DIRECTIONS:].float().contiguous()
+
+
+def fit_scale(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes) -> float:
+    """Return the slope of the logits of outcomes in the products of the model's vectors less their means."""
+    users, items = users_UE - users_UE.mean(0), items_IE - items_IE.mean(0)
+    part = outcomes.take(slice(None, None, max(len(outcomes.row) // SCALE_ROWS, 1)))
+    product = (users.index_select(0, part.row) * items.index_select(0, part.other)).sum(1).double()
+    scale = 0.0
+    for _ in range(SCALE_STEPS):
+        chance = torch.sigmoid(part.offset + scale * product)
+        gradient = (part.weight * (part.happened - chance) * product).sum()
+        curve = (part.weight * chance * (1 - chance) * product.square()).sum()
+        scale += float(gradient / curve.clamp_min(1e-12))
+    return max(scale, 0.0)
+
+
+def solve_outcomes(
+    prior_XE: Tensor,
+    centre_E: Tensor,
+    other_YE: Tensor,
+    outcomes: Outcomes,
+    config: OutcomeFoldIn,
+    scale: float,
+    directions: Tensor,
+) -> Tensor:
+    """Return every row's vector after a Newton step from the prior's mean, float32 [X, E].
+
+    The logit of an outcome is offset + scale * (x - centre) . (y - mean of all y) + rated * b, with a rate b of the
+    row's own, and products within `directions`. What all vectors of a side share says who is active and what is popular, which the offset knows better.
+    A row without outcomes keeps its prior.
+
+    Parameters
+    ----------
+    prior_XE
+        The model's unit vectors of the rows.
+    centre_E
+        Mean of the model's vectors of this side, of all and not of these rows alone.
+    other_YE
+        Vectors of all of the other side.
+    scale, directions
+        From :func:`fit_scale` and :func:`varying_directions`.
+    """
+    found_XE = prior_XE.clone()
+    dim = directions.shape[1]
+    other_YR = ((other_YE - other_YE.mean(0)) @ directions) * scale
+    start_XR = (prior_XE - centre_E) @ directions
+    precision = torch.full((dim + 1,), config.prior)
+    precision[dim] = RATE_PRIOR
+    for rows, pairs in _chunks(outcomes.row, len(prior_XE), dim):
+        part = outcomes.take(pairs)
+        place, weight = part.row - rows.start, part.weight
+        near = torch.empty(len(place), dim + 1)
+        near[:, :dim] = other_YR.index_select(0, part.other)
+        near[:, dim] = part.rated
+        told = part.offset + (start_XR[rows].index_select(0, place) * near[:, :dim]).sum(1)
+        chance = torch.sigmoid(told)
+        count = rows.stop - rows.start
+        gradient = torch.zeros(count, dim + 1).index_add_(0, place, near * ((part.happened - chance) * weight)[:, None])
+        curve = weight * chance * (1 - chance)
+        diagonal = torch.zeros(count, dim + 1).index_add_(0, place, near.square() * curve[:, None]) + precision
+        step = _conjugate_gradients(gradient, place, near, curve, precision, diagonal)
+        found_XE[rows] += step[:, :dim] @ directions.T
+    return found_XE
+
+
+def _conjugate_gradients(
+    gradient: Tensor, place: Tensor, near: Tensor, curve: Tensor, precision: Tensor, diagonal: Tensor
+) -> Tensor:
+    """Solve (sum of curve * near near^T + precision) step = gradient for every row, preconditioned by the diagonal."""
+    step = torch.zeros_like(gradient)
+    rest = gradient.clone()
+    scaled = rest / diagonal
+    size = (rest * scaled).sum(1, keepdim=True)
+    direction = scaled
+    for _ in range(STEPS):
+        along = (direction.index_select(0, place) * near).sum(1) * curve
+        moved = (direction * precision).index_add_(0, place, near * along[:, None])
+        length = size / (direction * moved).sum(1, keepdim=True).clamp_min(1e-20)
+        step = step + length * direction
+        rest = rest - length * moved
+        scaled = rest / diagonal
+        before, size = size, (rest * scaled).sum(1, keepdim=True)
+        direction = scaled + size / before.clamp_min(1e-20) * direction
+    return step
+
+
+def _chunks(row: Tensor, rows: int, dim: int) -> Iterator[tuple[slice, slice]]:
+    """Cut rows into runs whose outcomes read about CHUNK_FLOATS floats, and give each with its outcomes."""
+    limit = max(CHUNK_FLOATS // dim, 1)
+    ends = torch.searchsorted(row.contiguous(), torch.arange(rows), right=True)
+    first = pair = 0
+    while first < rows:
+        last = int(torch.searchsorted(ends, pair + limit, right=True))
+        last = min(max(last, first + 1), first + limit, rows)
+        if int(ends[last - 1]) > pair:
+            yield slice(first, last), slice(pair, int(ends[last - 1]))
+        first, pair = last, int(ends[last - 1])
