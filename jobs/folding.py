@@ -41,9 +41,7 @@ class Method(Protocol):
     def fold(self, users: Tensor, items: Tensor, happened: Any) -> Folded:
         """Return the vectors of both sides after it, from the model's unit vectors [U, E] and [I, E]."""
 
-    def again(
-        self, entity: Entity, raw: Tensor, centre: Tensor, folded: Any, happened: Any, places: Tensor
-    ) -> Tensor:
+    def again(self, entity: Entity, raw: Tensor, centre: Tensor, folded: Any, happened: Any, places: Tensor) -> Tensor:
         """Solve some rows of an entity: float32 [N, E].
 
         Parameters
@@ -221,8 +219,8 @@ def setting(
 
     if prior is None:
         return {}
-    given = {"prior": prior} if half_life_days is None else {"prior": prior, "half_life_days": half_life_days}
-    return {OUTCOMES_KEY: asdict(OutcomeFoldIn(**given))} if reads == "outcomes" else {KEY: asdict(FoldIn(**given))}
+    kind, key = (OutcomeFoldIn, OUTCOMES_KEY) if reads == "outcomes" else (FoldIn, KEY)
+    return {key: asdict(kind(prior) if half_life_days is None else kind(prior, half_life_days=half_life_days))}
 
 
 def of_space(

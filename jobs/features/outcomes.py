@@ -105,21 +105,17 @@ def _activities(
     wanted = [name for name in activity if name not in OUTCOMES]
     events = log.window(as_of - reach, as_of).filter(pl.col("event_type").is_in(wanted))
     seen = log.coded(events).select("event_timestamp", "user_code", "item_code").collect()
-    seen = _placed(seen, users, items).with_columns(pl.col("event_timestamp").dt.date().alias("day"))
+    seen = _placed(seen, users, items).sort("event_timestamp", maintain_order=True)
     user, item, weight = seen["user"].to_numpy(), seen["item"].to_numpy(), _fading(seen, as_of, half_life)
-    day = seen["day"].to_physical().to_numpy()
+    day = seen["event_timestamp"].dt.epoch("d").to_numpy()
     rng = np.random.default_rng(int(as_of.timestamp()))
-    # Within a day the items change places: each comes up as often as it was turned to.
-    order = np.argsort(day, kind="stable")
-    drawn = [item]
-    for _ in range(NEGATIVES):
-        mixed = np.empty_like(item)
-        mixed[order] = item[np.lexsort((rng.random(len(item)), day))]
-        drawn.append(mixed)
+    # Activities lie by time, so those of a day side by side.
+    first, last = np.searchsorted(day, day, side="left"), np.searchsorted(day, day, side="right")
+    drawn = [item[first + (rng.random(len(item)) * (last - first)).astype(np.int64)] for _ in range(NEGATIVES)]
     copies, count = NEGATIVES + 1, len(item)
-    happened = np.repeat([True] + [False] * NEGATIVES, count)
-    offset = np.full(count * copies, -np.log(NEGATIVES))
-    return [np.tile(user, copies), np.concatenate(drawn), happened, offset, np.tile(weight, copies), np.zeros(len(offset))]
+    happened, beside = np.repeat([True] + [False] * NEGATIVES, count), np.concatenate([item, *drawn])
+    offset, rated = np.full(count * copies, -np.log(NEGATIVES)), np.zeros(count * copies)
+    return [np.tile(user, copies), beside, happened, offset, np.tile(weight, copies), rated]
 
 
 def _numbered(values: pl.Series) -> np.ndarray:

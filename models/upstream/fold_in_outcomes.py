@@ -2,9 +2,9 @@
 
 Where a log has impressions, it says what was chosen out of what. Then the vectors of items, given those of users, and
 after that the vectors of users, given those of items, are the most likely ones of a logistic regression per item and
-per user, with the model's vector as the mean of its prior: the random effects of a generalized linear mixed model (Zhang
-et al., GLMix: Generalized Linear Mixed Models For Large-Scale Response Prediction, KDD 2016). One Newton step each,
-for the model is near (docs/adr/0098-outcomes-are-folded-in.md).
+per user, with the model's vector as the mean of its prior: the random effects of a generalized linear mixed model
+(Zhang et al., GLMix: Generalized Linear Mixed Models For Large-Scale Response Prediction, KDD 2016). One Newton step
+each, for the model is near (docs/adr/0098-outcomes-are-folded-in.md).
 
 Legend: U users, I items, X rows being solved, Y the other side, P outcomes, E vector dim, R directions.
 """
@@ -142,9 +142,7 @@ def fold_in_outcomes(users_UE: Tensor, items_IE: Tensor, outcomes: BothSides, co
     scale = fit_scale(users_UE, items_IE, outcomes.user)
     items = solve_outcomes(items_IE, items_IE.mean(0), users_UE, outcomes.item, config, scale, directions)
     users = solve_outcomes(users_UE, users_UE.mean(0), items, outcomes.user, config, scale, directions)
-    return FoldedOutcomes(
-        functional.normalize(users), functional.normalize(items), users_UE, items, scale, directions
-    )
+    return FoldedOutcomes(functional.normalize(users), functional.normalize(items), users_UE, items, scale, directions)
 
 
 def varying_directions(users_UE: Tensor, items_IE: Tensor) -> Tensor:
@@ -183,7 +181,8 @@ def solve_outcomes(
     """Return every row's vector after a Newton step from the prior's mean, float32 [X, E].
 
     The logit of an outcome is offset + scale * (x - centre) . (y - mean of all y) + rated * b, with a rate b of the
-    row's own, and products within `directions`. What all vectors of a side share says who is active and what is popular, which the offset knows better.
+    row's own, and products within `directions`. What all vectors of a side share says who is active and what is
+    popular, which the offset knows better.
     A row without outcomes keeps its prior.
 
     Parameters

@@ -7,17 +7,20 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from feature_repo.contracts.errors import ConfigError
 from feature_repo.contracts.naming import ENTITIES
 from feature_repo.contracts.types import Entity, Version
-from jobs import folding, refresh
+from jobs import folding, refresh, train_upstream
 from jobs.config import Upstream
 from jobs.publication import clocked
 from jobs.snapshot_gate import judge
 from jobs.workspace import Workspace
+from models.upstream.fold_in import FoldIn
 from tests.lifecycle.conftest import CUT
 
 
@@ -89,13 +92,68 @@ def test_choices_count_until_they_have_faded_however_long_a_history_is_read(fold
     assert again.to_list() == ids.to_list() and np.abs(others - vectors).max() > 0.01
 
 
+@pytest.fixture
+def outcomes(folded: Workspace) -> Workspace:
+    """The same model once more, as v3 that folds in what was chosen out of what was shown."""
+    space = folded.ledger.space("f01ded")
+    own = {name: value for name, value in space.config.items() if name != folding.KEY}
+    config = {**own, **folding.setting(20.0, 30.0, "outcomes")}
+    folded.ledger.put_space(replace(space, space_id="shown", config=config))
+    folded.ledger.put_version(Version("v3", "shown", "folds outcomes in", "upstream team", None))
+    return folded
+
+
+def test_outcomes_are_folded_in_and_pass_the_gate(outcomes: Workspace) -> None:
+    upstream = refresh.upstream_at(outcomes, "v3", CUT)
+    for back in (14, 0):
+        done = refresh.run(outcomes, "v3", CUT - timedelta(days=back), upstream=upstream)
+        for publication in done.publications:
+            told = {check.name: check.passed for check in publication.snapshot.verdict.checks}
+            assert publication.snapshot.verdict.accepted and told["agreement"] is True
+    plain = refresh.upstream_at(outcomes, "v1", CUT)
+    for entity in ENTITIES:
+        ids, vectors, norms = upstream.infer(entity, CUT)
+        raw = plain.infer(entity, CUT)
+        assert np.abs(raw[1] - vectors).max() > 0.05 and np.array_equal(raw[2], norms)
+        places = np.array([5, 0, len(ids) - 1])
+        assert np.allclose(upstream.infer(entity, CUT, places)[1], vectors[places], atol=1e-5)
+
+
+def test_outcomes_of_later_do_not_show(outcomes: Workspace) -> None:
+    """A log that ends at the moment gives the same vectors as one that goes on."""
+    as_of = CUT - timedelta(days=14)
+    before = refresh.upstream_at(outcomes, "v3", as_of).infer("item", as_of)[1]
+    changed = refresh.upstream_at(outcomes, "v3", as_of)
+    whole = changed.tables._log.window
+
+    def ends(start: Any, end: Any) -> pl.LazyFrame:
+        return whole(start, end).filter(pl.col("event_timestamp") < as_of)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcomes.log, "window", ends)
+        assert np.array_equal(changed.infer("item", as_of)[1], before)
+        assert not np.array_equal(changed.infer("item", CUT)[1], before)
+
+
+def test_outcomes_need_impressions(outcomes: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes.log, "record", replace(outcomes.log.record, opportunity="click"))
+    with pytest.raises(ConfigError, match="no impressions"):
+        refresh.upstream_at(outcomes, "v3", CUT)
+    settings = Upstream(version="v9", fold_in=20.0, fold_in_of="outcomes")
+    with pytest.raises(ConfigError, match="fold_in_of: choices"):
+        train_upstream.train(outcomes, settings)
+
+
 def test_how_choices_fade_is_a_setting_of_what_folds_in() -> None:
     assert folding.setting(None) == {} and folding.setting(5.0)[folding.KEY]["half_life_days"] == 30
-    kept = folding.of_space(folding.setting(5.0, 90.0))
-    assert kept is not None and (kept.prior, kept.half_life_days) == (5.0, 90.0)
+    kept = FoldIn(**folding.setting(5.0, 90.0)[folding.KEY])
+    assert (kept.prior, kept.half_life_days) == (5.0, 90.0)
     assert kept.reach_days == pytest.approx(598, abs=1)
+    assert folding.setting(50.0, reads="outcomes") == {folding.OUTCOMES_KEY: {"prior": 50.0, "half_life_days": 30.0}}
     with pytest.raises(ValidationError, match="set fold_in too"):
         Upstream(version="v1", fold_in_half_life_days=90.0)
+    with pytest.raises(ValidationError, match="set fold_in too"):
+        Upstream(version="v1", fold_in_of="outcomes")
 
 
 def test_what_happens_later_does_not_show(folded: Workspace) -> None:

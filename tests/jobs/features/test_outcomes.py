@@ -1,0 +1,128 @@
+"""What was shown and chosen before a moment: which rows, what they count, what is known of them besides."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from feature_repo.lake import Home
+from jobs import ingest
+from jobs.features import outcomes as module
+from jobs.features.log import EventLog
+from jobs.features.outcomes import NEGATIVES, ONE_IN, OutcomeRows, additive_logits, outcome_rows
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+USERS, ITEMS, SHOWN = 30, 20, 3000
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> EventLog:
+    """Ten days of impressions on two surfaces, one click in ten or two in ten an hour later, and a view each."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(SHOWN):
+        moment = START + timedelta(seconds=int(10 * 86400 * number / SHOWN))
+        user, item, feed = int(draw.integers(USERS)), int(draw.integers(ITEMS)), bool(draw.integers(2))
+        surface = "feed" if feed else "search"
+        rows.append((moment, user, item, "impression", number, surface))
+        if draw.random() < (0.1 if feed else 0.2):
+            rows.append((moment + timedelta(hours=1), user, item, "click", number, surface))
+        rows.append((moment, user, int(draw.integers(5)) if moment.day % 2 else 19, "view", None, None))
+    names = ["event_timestamp", "user_id", "item_id", "event_type", "impression_id", "surface"]
+    folder = tmp_path_factory.mktemp("log")
+    pl.DataFrame(rows, schema=names, orient="row").sort("event_timestamp").write_parquet(folder / "events.parquet")
+    config = ingest.IngestConfig(
+        home=folder / "home", name="shown", events=(str(folder / "events.parquet"),), now=START + timedelta(days=20)
+    )
+    ingest.run(config)
+    return EventLog(Home(Path(config.home)))
+
+
+def read(log: EventLog, as_of: datetime, *, days: int = 30, half_life: float = 1e6, items: int = ITEMS) -> OutcomeRows:
+    return outcome_rows(
+        log,
+        as_of,
+        reach=timedelta(days=days),
+        half_life=timedelta(days=half_life),
+        activity=("click", "view"),
+        users=np.arange(USERS),
+        items=np.arange(items),
+    )
+
+
+def test_every_click_is_read_and_others_stand_for_those_that_are_not(log: EventLog) -> None:
+    rows = read(log, START + timedelta(days=11))
+    shown = rows.rated == 1
+    clicks = log.record.counts["click"]
+    assert rows.happened[shown].sum() == clicks > 300
+    left_out = rows.weight[shown & (rows.happened == 0)]
+    assert set(np.round(left_out, 3)) == {float(ONE_IN)}
+    assert left_out.sum() == pytest.approx(SHOWN - clicks, rel=0.1)
+
+
+def test_what_was_not_known_at_the_moment_is_not_read(log: EventLog) -> None:
+    """As of half past noon a click of one o'clock is none, though its impression is there."""
+    as_of = START + timedelta(days=5, minutes=30)
+    rows = read(log, as_of)
+    clicks = log.window(None, as_of).filter(pl.col("event_type") == "click").collect()
+    assert rows.happened[rows.rated == 1].sum() == len(clicks)
+    late = log.window(as_of, as_of + timedelta(hours=1)).filter(pl.col("event_type") == "click").collect()
+    assert len(late) > 0  # impressions before the moment, clicked after it
+    near = read(log, as_of, days=1)
+    assert 0 < len(near.user) < len(rows.user) / 3
+
+
+def test_activities_stand_beside_what_others_turned_to_on_that_day(log: EventLog) -> None:
+    rows = read(log, START + timedelta(days=2), days=1)
+    views = rows.rated == 0
+    seen = log.window(START + timedelta(days=1), START + timedelta(days=2)).filter(pl.col("event_type") == "view")
+    count = len(seen.collect())
+    assert views.sum() == count * (1 + NEGATIVES) and rows.happened[views].sum() == count
+    assert np.allclose(rows.offset[views], -np.log(NEGATIVES))
+    # On the second of January everybody turned to one item, so no other can stand beside it.
+    assert set(rows.item[views]) == {19}
+    both_days = read(log, START + timedelta(days=2))
+    first = (both_days.rated == 0) & (both_days.item != 19)
+    assert set(both_days.item[first]) == set(range(5))
+    assert np.array_equal(read(log, START + timedelta(days=2)).item, both_days.item)
+
+
+def test_an_outcome_fades(log: EventLog) -> None:
+    rows = read(log, START + timedelta(days=10), half_life=2.0)
+    clicked = rows.weight[(rows.rated == 1) & (rows.happened == 1)]
+    assert 2**-5.1 < clicked.min() < 2**-4.5 and 0.9 < clicked.max() <= 1
+
+
+def test_items_without_a_vector_are_left_out(log: EventLog) -> None:
+    rows = read(log, START + timedelta(days=11), items=7)
+    assert rows.item.max() == 6 and len(rows.user) > 0
+
+
+def test_offsets_tell_the_surface(log: EventLog) -> None:
+    rows = read(log, START + timedelta(days=11))
+    shown = rows.rated == 1
+    chance = 1 / (1 + np.exp(-rows.offset[shown]))
+    assert np.average(chance, weights=rows.weight[shown]) == pytest.approx(0.15, abs=0.02)
+    assert chance.max() > 0.2 and chance.min() < 0.1
+
+
+def test_one_factor_is_its_rate_and_two_add_up() -> None:
+    draw = np.random.default_rng(1)
+    left, right = draw.integers(3, size=60_000), draw.integers(4, size=60_000)
+    truth = -1.5 + np.array([0.0, 0.8, -0.6])[left] + np.array([0.5, -0.5, 0.0, 1.0])[right]
+    happened = draw.random(60_000) < 1 / (1 + np.exp(-truth))
+    alone = additive_logits(happened, np.ones(60_000), [left])
+    for value in range(3):
+        rate = happened[left == value].mean()
+        assert alone[left == value][0] == pytest.approx(np.log(rate / (1 - rate)), abs=0.02)
+    assert np.abs(additive_logits(happened, np.ones(60_000), [left, right]) - truth).max() < 0.12
+    assert len(additive_logits(happened[:0], np.ones(0), [left[:0]])) == 0
+
+
+def test_what_is_missing_is_a_value_too() -> None:
+    numbers = module._numbered(pl.Series(["a", None, "b", None]))
+    assert numbers[1] == numbers[3] and len(set(numbers)) == 3 and numbers.dtype == np.int64
