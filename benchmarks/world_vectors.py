@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -74,14 +74,27 @@ def shown(config: WorldConfig, first: int, last: int) -> Shown:
             liked = gain * np.einsum("nd,nd->n", parts.taste, parts.vector)
             born = world.population.items.born[item]
             found.append(Shown(parts.user, item, parts.click, parts.examined, parts.rest, liked, born))
-    return Shown(*(np.concatenate([getattr(part, name) for part in found]) for name in Shown.__dataclass_fields__))
+    return joined(found)
 
 
-def products(ws: Workspace, version: str, rows: Shown, users: int, items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the products of centred vectors [N], 0 where one is missing, and whether both are there."""
-    pair = pair_before(ws, version, ws.splits.train_end - ws.config.availability_lag)
+def joined(parts: list[Shown]) -> Shown:
+    """Return impressions one after the other."""
+    return Shown(*(np.concatenate([getattr(part, name) for part in parts]) for name in Shown.__dataclass_fields__))
+
+
+def products(
+    ws: Workspace, version: str, rows: Shown, moment: datetime, users: int, items: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the products of centred vectors [N], 0 where one is missing, and whether both are there.
+
+    Parameters
+    ----------
+    moment
+        The vectors are the last as of it or before.
+    """
+    pair = pair_before(ws, version, moment)
     if pair is None:
-        raise NotReadyError(f"{version} has no snapshot before {ws.splits.train_end}. Run `headwater backfill` first.")
+        raise NotReadyError(f"{version} has no snapshot before {moment}. Run `headwater backfill` first.")
     centred, there = [], []
     for snapshot, key, count in ((pair.users, "user_id", users), (pair.items, "item_id", items)):
         ids, vectors = read_vectors(ws.home.root / snapshot.path, key)
@@ -107,7 +120,8 @@ def main() -> None:
         (moment - config.start) // timedelta(days=1)
         for moment in (ws.splits.train_end, ws.splits.valid_end, ws.splits.upstream_end)
     )
-    rows = shown(config, first, last)
+    days = [shown(config, day, day + 1) for day in range(first, last)]
+    rows = joined(days)
     old = rows.born < cut
     print(f"Days {first} to {last - 1}: {len(rows.click):,} impressions, {int(rows.click.sum()):,} clicks")
     print(f"ROC-AUC without the taste {rows.auc(0.0):.4f}, with it {rows.auc(rows.liked):.4f}")
@@ -115,7 +129,11 @@ def main() -> None:
     print("| version | share of what tastes bring | items born before the cut-off | after it | with both vectors |")
     print("|---|---|---|---|---|")
     for version in (upstream.version for upstream in ws.config.upstreams):
-        product, there = products(ws, version, rows, config.users, config.items)
+        found = [
+            products(ws, version, part, config.start + timedelta(days=day), config.users, config.items)
+            for day, part in enumerate(days, first)
+        ]
+        product, there = (np.concatenate(values) for values in zip(*found, strict=True))
         parts = [part.share(values) for part, values in split(rows, product, old)]
         print(f"| {version} | " + " | ".join(f"{share:.0%}" for share in parts) + f" | {there.mean():.0%} |")
 
