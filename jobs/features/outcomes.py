@@ -55,14 +55,14 @@ def outcome_rows(
     Parameters
     ----------
     activity
-        Event types that are no outcome of an impression.
+        Event types that are read beside; those that are an outcome of an impression are left out.
     users, items
         Codes of the users and items that count, ascending.
     """
     shown = _impressions(log, as_of, reach)
     shown = _placed(shown, users, items)
     clicked = shown["clicked"].to_numpy()
-    weight = _fading(shown, as_of, half_life) * np.where(clicked, 1.0, ONE_IN)
+    weight = shown["weight"].to_numpy() * _fading(shown, as_of, half_life) * np.where(clicked, 1.0, ONE_IN)
     context = [_numbered(shown[name]) for name in log.context_columns.categorical]
     factors = [*context, shown["user"].to_numpy(), shown["item"].to_numpy()]
     offset = additive_logits(clicked, weight, factors)
@@ -73,7 +73,7 @@ def outcome_rows(
 
 
 def _impressions(log: EventLog, as_of: datetime, reach: timedelta) -> pl.DataFrame:
-    """Return all impressions with a click and one in `ONE_IN` of the others: time, codes, clicked and context."""
+    """Return all impressions with a click and one in `ONE_IN` of the others: time, codes, clicked, weight, context."""
     events = log.window(as_of - reach, as_of)
     clicks = (
         events.filter((pl.col("event_type") == "click") & pl.col("impression_id").is_not_null())
@@ -89,7 +89,8 @@ def _impressions(log: EventLog, as_of: datetime, reach: timedelta) -> pl.DataFra
         .filter(chosen)
     )
     context = log.context_columns.categorical
-    return log.coded(shown).select("event_timestamp", "user_code", "item_code", "clicked", *context).collect()
+    read = ("event_timestamp", "user_code", "item_code", "clicked", "weight")
+    return log.coded(shown).select(*read, *context).collect()
 
 
 def _activities(

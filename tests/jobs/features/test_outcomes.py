@@ -64,6 +64,16 @@ def test_every_click_is_read_and_others_stand_for_those_that_are_not(log: EventL
     assert left_out.sum() == pytest.approx(SHOWN - clicks, rel=0.1)
 
 
+def test_what_an_impression_stands_for_counts(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a log keeps a share of what was shown, its weights say so."""
+    before = read(log, START + timedelta(days=11))
+    whole = log.window
+    monkeypatch.setattr(log, "window", lambda *time: whole(*time).with_columns(weight=pl.lit(3.0)))
+    after = read(log, START + timedelta(days=11))
+    shown = before.rated == 1
+    assert np.allclose(after.weight[shown], 3 * before.weight[shown])
+
+
 def test_what_was_not_known_at_the_moment_is_not_read(log: EventLog) -> None:
     """As of half past noon a click of one o'clock is none, though its impression is there."""
     as_of = START + timedelta(days=5, minutes=30)
