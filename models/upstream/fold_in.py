@@ -12,7 +12,6 @@ Legend: U users, I items, X rows being solved, Y the other side, P pairs, E vect
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn import functional
 
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.contracts.types import Entity
+from models.upstream.solving import chunks, conjugate_gradients, pairs_of
 
 STEPS = 2  # of conjugate gradients: more change recall in the fourth digit
 # Vectors of a chunk stay in the cache, and in memory that the allocator keeps: with 16 times as many a refresh takes
@@ -78,11 +78,7 @@ class Choices:
 
     def of(self, rows: Tensor) -> Choices:
         """Return the choices of some rows (first side), each by its position among `rows`."""
-        starts = torch.searchsorted(self.user, rows)
-        sizes = torch.searchsorted(self.user, rows, right=True) - starts
-        place = torch.repeat_interleave(torch.arange(len(rows)), sizes)
-        within = torch.arange(len(place)) - torch.repeat_interleave(torch.cumsum(sizes, 0) - sizes, sizes)
-        at = starts[place] + within
+        place, at = pairs_of(self.user, rows)
         return Choices(place, self.item[at], self.count[at])
 
 
@@ -139,7 +135,7 @@ def solve(prior_XE: Tensor, other_YE: Tensor, choices: Choices, config: FoldIn) 
     shared_EE = other_YE.T @ other_YE + weight * torch.eye(other_YE.shape[1])
     inverse_EE = torch.cholesky_inverse(torch.linalg.cholesky(shared_EE))
     solved_XE = torch.empty_like(prior_XE)
-    for rows, pairs in _chunks(choices, len(prior_XE)):
+    for rows, pairs in chunks(choices.user, len(prior_XE), CHUNK_PAIRS):
         place = choices.user[pairs] - rows.start
         near_PE = other_YE.index_select(0, choices.item[pairs])
         extra_P = choices.count[pairs] * config.confidence
@@ -150,37 +146,7 @@ def solve(prior_XE: Tensor, other_YE: Tensor, choices: Choices, config: FoldIn) 
             return (x_XE @ shared_EE).index_add_(0, place, near_PE * told_P[:, None])
 
         wanted_XE = (weight * start_XE).index_add_(0, place, near_PE * (1 + extra_P)[:, None])
-        found_XE = _conjugate_gradients(times, inverse_EE, wanted_XE, start_XE)
+        found_XE = conjugate_gradients(times, lambda rest_XE: rest_XE @ inverse_EE, wanted_XE, start_XE, STEPS)
         seen_X = torch.zeros(len(start_XE), dtype=torch.bool).index_fill_(0, place, True)
         solved_XE[rows] = torch.where(seen_X[:, None], found_XE, start_XE)
     return solved_XE
-
-
-def _conjugate_gradients(
-    times: Callable[[Tensor], Tensor], inverse_EE: Tensor, wanted_XE: Tensor, start_XE: Tensor
-) -> Tensor:
-    x = start_XE.clone()
-    rest = wanted_XE - times(x)
-    step = rest @ inverse_EE
-    size = (rest * step).sum(1, keepdim=True)
-    direction = step
-    for _ in range(STEPS):
-        moved = times(direction)
-        length = size / (direction * moved).sum(1, keepdim=True).clamp_min(1e-20)
-        x = x + length * direction
-        rest = rest - length * moved
-        step = rest @ inverse_EE
-        before, size = size, (rest * step).sum(1, keepdim=True)
-        direction = step + size / before.clamp_min(1e-20) * direction
-    return x
-
-
-def _chunks(choices: Choices, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Cut rows into runs of about CHUNK_PAIRS choices, and give each with its choices."""
-    ends = torch.searchsorted(choices.user.contiguous(), torch.arange(rows), right=True)
-    first = pair = 0
-    while first < rows:
-        last = int(torch.searchsorted(ends, pair + CHUNK_PAIRS, right=True))
-        last = min(max(last, first + 1), first + CHUNK_PAIRS, rows)
-        yield slice(first, last), slice(pair, int(ends[last - 1]))
-        first, pair = last, int(ends[last - 1])

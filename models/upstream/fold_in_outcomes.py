@@ -11,8 +11,8 @@ Legend: U users, I items, X rows being solved, Y the other side, P outcomes, E v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.nn import functional
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.contracts.types import Entity
 from models.upstream.fold_in import Folded
+from models.upstream.solving import chunks, conjugate_gradients, pairs_of
 
 STEPS = 4  # of conjugate gradients
 CHUNK_FLOATS = 1 << 18  # vectors of the other side that stay in the cache
@@ -92,11 +93,8 @@ class Outcomes:
 
     def of(self, rows: Tensor) -> Outcomes:
         """Return those of some rows [any], each by its position among `rows`."""
-        starts = torch.searchsorted(self.row, rows)
-        sizes = torch.searchsorted(self.row, rows, right=True) - starts
-        place = torch.repeat_interleave(torch.arange(len(rows)), sizes)
-        within = torch.arange(len(place)) - torch.repeat_interleave(torch.cumsum(sizes, 0) - sizes, sizes)
-        found = self.take(starts[place] + within)
+        place, at = pairs_of(self.row, rows)
+        found = self.take(at)
         return Outcomes(place, found.other, found.happened, found.offset, found.weight, found.rated)
 
 
@@ -202,7 +200,7 @@ def solve_outcomes(
     start_XR = (prior_XE - centre_E) @ directions
     precision = torch.full((dim + 1,), config.prior)
     precision[dim] = RATE_PRIOR
-    for rows, pairs in _chunks(outcomes.row, len(prior_XE), dim):
+    for rows, pairs in chunks(outcomes.row, len(prior_XE), max(CHUNK_FLOATS // dim, 1)):
         part = outcomes.take(pairs)
         place, weight = part.row - rows.start, part.weight
         near = torch.empty(len(place), dim + 1)
@@ -211,43 +209,15 @@ def solve_outcomes(
         told = part.offset + (start_XR[rows].index_select(0, place) * near[:, :dim]).sum(1)
         chance = torch.sigmoid(told)
         count = rows.stop - rows.start
-        gradient = torch.zeros(count, dim + 1).index_add_(0, place, near * ((part.happened - chance) * weight)[:, None])
+        nothing = torch.zeros(count, dim + 1)
+        gradient = nothing.index_add(0, place, near * ((part.happened - chance) * weight)[:, None])
         curve = weight * chance * (1 - chance)
-        diagonal = torch.zeros(count, dim + 1).index_add_(0, place, near.square() * curve[:, None]) + precision
-        step = _conjugate_gradients(gradient, place, near, curve, precision, diagonal)
+        diagonal = nothing.index_add(0, place, near.square() * curve[:, None]) + precision
+
+        def times(x: Tensor, place: Tensor = place, near: Tensor = near, curve: Tensor = curve) -> Tensor:
+            along = (x.index_select(0, place) * near).sum(1) * curve
+            return (x * precision).index_add_(0, place, near * along[:, None])
+
+        step = conjugate_gradients(times, partial(torch.mul, 1 / diagonal), gradient, nothing, STEPS)
         found_XE[rows] += step[:, :dim] @ directions.T
     return found_XE
-
-
-def _conjugate_gradients(
-    gradient: Tensor, place: Tensor, near: Tensor, curve: Tensor, precision: Tensor, diagonal: Tensor
-) -> Tensor:
-    """Solve (sum of curve * near near^T + precision) step = gradient for every row, preconditioned by the diagonal."""
-    step = torch.zeros_like(gradient)
-    rest = gradient.clone()
-    scaled = rest / diagonal
-    size = (rest * scaled).sum(1, keepdim=True)
-    direction = scaled
-    for _ in range(STEPS):
-        along = (direction.index_select(0, place) * near).sum(1) * curve
-        moved = (direction * precision).index_add_(0, place, near * along[:, None])
-        length = size / (direction * moved).sum(1, keepdim=True).clamp_min(1e-20)
-        step = step + length * direction
-        rest = rest - length * moved
-        scaled = rest / diagonal
-        before, size = size, (rest * scaled).sum(1, keepdim=True)
-        direction = scaled + size / before.clamp_min(1e-20) * direction
-    return step
-
-
-def _chunks(row: Tensor, rows: int, dim: int) -> Iterator[tuple[slice, slice]]:
-    """Cut rows into runs whose outcomes read about CHUNK_FLOATS floats, and give each with its outcomes."""
-    limit = max(CHUNK_FLOATS // dim, 1)
-    ends = torch.searchsorted(row.contiguous(), torch.arange(rows), right=True)
-    first = pair = 0
-    while first < rows:
-        last = int(torch.searchsorted(ends, pair + limit, right=True))
-        last = min(max(last, first + 1), first + limit, rows)
-        if int(ends[last - 1]) > pair:
-            yield slice(first, last), slice(pair, int(ends[last - 1]))
-        first, pair = last, int(ends[last - 1])
