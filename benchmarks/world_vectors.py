@@ -11,7 +11,7 @@ the test period, with the snapshots that were readable when they began.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from scipy.optimize import minimize_scalar
 
 from benchmarks.world_knowable import Parts
 from feature_repo.contracts.errors import NotReadyError
-from jobs.refresh import read_vectors
+from feature_repo.contracts.naming import ENTITIES, join_key
+from jobs import folding
+from jobs.refresh import Upstream, read_vectors
 from jobs.retrieve import pair_before
 from jobs.workspace import Workspace
 from jobs.world.config import WorldConfig, checked
@@ -63,18 +65,20 @@ class Shown:
         return (self.auc(slope * product / spread) - none) / (all_of_it - none)
 
 
-def shown(config: WorldConfig, first: int, last: int) -> Shown:
-    """Return the impressions of the days [first, last) of a world."""
+def shown(config: WorldConfig, first: int, last: int) -> list[Shown]:
+    """Return the impressions of each of the days [first, last) of a world."""
     world, gain = World(config), config.click_taste * config.dim**0.5
-    found: list[Shown] = []
+    days: list[Shown] = []
     for day in range(first, last):
         world.tastes.at(day)
+        found: list[Shown] = []
         for block in world.day(day):
             parts, item = Parts(config, world, block), block.slots.item
             liked = gain * np.einsum("nd,nd->n", parts.taste, parts.vector)
             born = world.population.items.born[item]
             found.append(Shown(parts.user, item, parts.click, parts.examined, parts.rest, liked, born))
-    return joined(found)
+        days.append(joined(found))
+    return days
 
 
 def joined(parts: list[Shown]) -> Shown:
@@ -82,25 +86,37 @@ def joined(parts: list[Shown]) -> Shown:
     return Shown(*(np.concatenate([getattr(part, name) for part in parts]) for name in Shown.__dataclass_fields__))
 
 
-def products(
-    ws: Workspace, version: str, rows: Shown, moment: datetime, users: int, items: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the products of centred vectors [N], 0 where one is missing, and whether both are there.
+Vectors = tuple[pl.Series, np.ndarray]  # ids [N] and vectors float32 [N, E]
 
-    Parameters
-    ----------
-    moment
-        The vectors are the last as of it or before.
-    """
+
+def published(ws: Workspace, version: str, moment: datetime) -> tuple[Vectors, Vectors]:
+    """Return the users' and the items' last vectors as of a moment or before."""
     pair = pair_before(ws, version, moment)
     if pair is None:
         raise NotReadyError(f"{version} has no snapshot before {moment}. Run `headwater backfill` first.")
+    users, items = (
+        read_vectors(ws.home.root / snapshot.path, join_key(entity))
+        for snapshot, entity in zip((pair.users, pair.items), ENTITIES, strict=True)
+    )
+    return users, items
+
+
+def made(ws: Workspace, version: str, moment: datetime, prior: float | None) -> tuple[Vectors, Vectors]:
+    """Return what a version's model makes of a moment, by itself or with outcomes folded in."""
+    space = ws.ledger.space(ws.ledger.version(version).space_id)
+    own = {key: value for key, value in space.config.items() if key not in (folding.KEY, folding.OUTCOMES_KEY)}
+    upstream = Upstream(ws, replace(space, config={**own, **folding.setting(prior, reads="outcomes")}))
+    users, items = (upstream.infer(entity, moment)[:2] for entity in ENTITIES)
+    return users, items
+
+
+def products(vectors: tuple[Vectors, Vectors], rows: Shown, config: WorldConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the products of centred vectors [N], 0 where one is missing, and whether both are there."""
     centred, there = [], []
-    for snapshot, key, count in ((pair.users, "user_id", users), (pair.items, "item_id", items)):
-        ids, vectors = read_vectors(ws.home.root / snapshot.path, key)
-        table, known = np.zeros((count, vectors.shape[1]), np.float32), np.zeros(count, bool)
+    for (ids, found), count in zip(vectors, (config.users, config.items), strict=True):
+        table, known = np.zeros((count, found.shape[1]), np.float32), np.zeros(count, bool)
         place = ids.cast(pl.Int64).to_numpy() - 1  # a world counts its users and items from 1
-        table[place], known[place] = vectors - vectors.mean(axis=0), True
+        table[place], known[place] = found - found.mean(axis=0), True
         centred.append(table)
         there.append(known)
     product = np.einsum("nd,nd->n", centred[0][rows.user], centred[1][rows.item])
@@ -113,29 +129,38 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True, help="home folder after `headwater backfill`")
     for name, value in (("users", 10_000), ("items", 3000), ("days", 120), ("impressions", 5_500_000), ("seed", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--fold-in", type=float, nargs="*", default=[], help="priors to try on the first day")
     chosen = vars(parser.parse_args())
-    ws = Workspace.open(chosen.pop("home"))
+    ws, priors = Workspace.open(chosen.pop("home")), chosen.pop("fold_in")
+    ws.use_threads()
     config = checked(**chosen)
     first, last, cut = (
         (moment - config.start) // timedelta(days=1)
         for moment in (ws.splits.train_end, ws.splits.valid_end, ws.splits.upstream_end)
     )
-    days = [shown(config, day, day + 1) for day in range(first, last)]
+    days = shown(config, first, first + 1 if priors else last)
     rows = joined(days)
     old = rows.born < cut
-    print(f"Days {first} to {last - 1}: {len(rows.click):,} impressions, {int(rows.click.sum()):,} clicks")
+    print(f"Days {first} to {first + len(days) - 1}: {len(rows.click):,} impressions, {int(rows.click.sum()):,} clicks")
     print(f"ROC-AUC without the taste {rows.auc(0.0):.4f}, with it {rows.auc(rows.liked):.4f}")
     print(f"Items born after the upstreams' cut-off have {1 - old.mean():.0%} of these impressions")
-    print("| version | share of what tastes bring | items born before the cut-off | after it | with both vectors |")
+    print("| vectors | share of what tastes bring | items born before the cut-off | after it | with both vectors |")
     print("|---|---|---|---|---|")
-    for version in (upstream.version for upstream in ws.config.upstreams):
-        found = [
-            products(ws, version, part, config.start + timedelta(days=day), config.users, config.items)
-            for day, part in enumerate(days, first)
-        ]
+
+    def tell(name: str, found: list[tuple[np.ndarray, np.ndarray]]) -> None:
         product, there = (np.concatenate(values) for values in zip(*found, strict=True))
-        parts = [part.share(values) for part, values in split(rows, product, old)]
-        print(f"| {version} | " + " | ".join(f"{share:.0%}" for share in parts) + f" | {there.mean():.0%} |")
+        shares = [part.share(values) for part, values in split(rows, product, old)]
+        print(f"| {name} | " + " | ".join(f"{share:.0%}" for share in shares) + f" | {there.mean():.0%} |", flush=True)
+
+    if priors:
+        for prior in (None, *priors):
+            vectors = made(ws, "v1", config.start + timedelta(days=first), prior)
+            tell("v1's model" if prior is None else f"and outcomes, {prior:g}", [products(vectors, rows, config)])
+        return
+    for version in (upstream.version for upstream in ws.config.upstreams):
+        moments = (config.start + timedelta(days=day) for day in range(first, last))
+        found = zip(moments, days, strict=True)
+        tell(version, [products(published(ws, version, moment), part, config) for moment, part in found])
 
 
 def split(rows: Shown, product: np.ndarray, old: np.ndarray) -> list[tuple[Shown, np.ndarray]]:

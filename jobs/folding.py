@@ -41,15 +41,13 @@ class Method(Protocol):
     def fold(self, users: Tensor, items: Tensor, happened: Any) -> Folded:
         """Return the vectors of both sides after it, from the model's unit vectors [U, E] and [I, E]."""
 
-    def again(self, entity: Entity, raw: Tensor, centre: Tensor, folded: Any, happened: Any, places: Tensor) -> Tensor:
+    def again(self, entity: Entity, raw: Tensor, folded: Any, happened: Any, places: Tensor) -> Tensor:
         """Solve some rows of an entity: float32 [N, E].
 
         Parameters
         ----------
         raw
             The model's unit vectors of the rows [N, E].
-        centre
-            Mean of the model's vectors of all of the entity [E].
         folded
             What :meth:`fold` returned.
         places
@@ -87,9 +85,7 @@ class ChoiceFolding:
 
         return fold_in(users, items, happened, self.config)
 
-    def again(
-        self, entity: Entity, raw: Tensor, centre: Tensor, folded: Folded, happened: Choices, places: Tensor
-    ) -> Tensor:
+    def again(self, entity: Entity, raw: Tensor, folded: Folded, happened: Choices, places: Tensor) -> Tensor:
         """Solve some rows of an entity."""
         from models.upstream.fold_in import solve
 
@@ -110,20 +106,12 @@ class OutcomeFolding:
         """Return the outcomes of both sides."""
         import torch
 
-        from jobs.features.outcomes import outcome_rows
+        from jobs.features.outcomes import OutcomeReader
         from models.upstream.fold_in_outcomes import BothSides, Outcomes
 
-        rows = outcome_rows(
-            self.log,
-            as_of,
-            reach=self.coverage,
-            half_life=timedelta(days=self.config.half_life_days),
-            activity=tuple(self.activity().actions),
-            users=codes["user"],
-            items=codes["item"],
-        )
-        values = [torch.from_numpy(values) for values in (rows.happened, rows.offset, rows.weight, rows.rated)]
-        by_user = Outcomes.by(torch.from_numpy(rows.user), torch.from_numpy(rows.item), *values)
+        half_life = timedelta(days=self.config.half_life_days)
+        reader = OutcomeReader(self.log, as_of, self.coverage, half_life, codes["user"], codes["item"])
+        by_user = Outcomes.by(*map(torch.from_numpy, reader.read(self.activity().actions)))
         return BothSides(by_user, by_user.turned())
 
     def fold(self, users: Tensor, items: Tensor, happened: BothSides) -> FoldedOutcomes:
@@ -132,15 +120,12 @@ class OutcomeFolding:
 
         return fold_in_outcomes(users, items, happened, self.config)
 
-    def again(
-        self, entity: Entity, raw: Tensor, centre: Tensor, folded: FoldedOutcomes, happened: BothSides, places: Tensor
-    ) -> Tensor:
+    def again(self, entity: Entity, raw: Tensor, folded: FoldedOutcomes, happened: BothSides, places: Tensor) -> Tensor:
         """Solve some rows of an entity."""
         from models.upstream.fold_in_outcomes import solve_outcomes
 
         rows = happened.of(entity).of(places)
-        given = folded.given(entity)
-        return solve_outcomes(raw, centre, given, rows, self.config, folded.scale, folded.directions)
+        return solve_outcomes(entity, raw, folded.given(entity), rows, self.config, folded.frame)
 
 
 @dataclass(frozen=True)
@@ -148,7 +133,6 @@ class _Moment:
     folded: Folded
     happened: Any
     norms: dict[Entity, np.ndarray]
-    centres: dict[Entity, Tensor]
 
 
 class Folding:
@@ -192,8 +176,8 @@ class Folding:
         from torch.nn import functional
 
         held = self._at(as_of)
-        rows, centre = torch.from_numpy(places), held.centres[entity]
-        solved = self._method.again(entity, torch.from_numpy(raw), centre, held.folded, held.happened, rows)
+        given, rows = torch.from_numpy(raw), torch.from_numpy(places)
+        solved = self._method.again(entity, given, held.folded, held.happened, rows)
         return functional.normalize(solved).numpy()
 
     def _at(self, as_of: datetime) -> _Moment:
@@ -203,10 +187,8 @@ class Folding:
             self._held = None  # what it held may be as large as what comes
             happened = self._method.read(as_of, {entity: self._codes(entity, as_of) for entity in ENTITIES})
             (users, user_norms), (items, item_norms) = self._raw("user", as_of), self._raw("item", as_of)
-            given = torch.from_numpy(users), torch.from_numpy(items)
-            folded = self._method.fold(*given, happened)
-            centres: dict[Entity, Tensor] = {"user": given[0].mean(0), "item": given[1].mean(0)}
-            self._held = as_of, _Moment(folded, happened, {"user": user_norms, "item": item_norms}, centres)
+            folded = self._method.fold(torch.from_numpy(users), torch.from_numpy(items), happened)
+            self._held = as_of, _Moment(folded, happened, {"user": user_norms, "item": item_norms})
         return self._held[1]
 
 

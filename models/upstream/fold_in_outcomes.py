@@ -111,19 +111,34 @@ class BothSides:
 
 
 @dataclass(frozen=True)
-class FoldedOutcomes(Folded):
-    """The result, and what solving any row again takes besides.
+class Frame:
+    """What the model's vectors of a moment have in common, which solving any row takes.
 
     Attributes
     ----------
-    scale
-        Logits that a product of two vectors is worth.
+    user_centre, item_centre
+        Means of the model's vectors [E].
     directions
         Orthonormal columns [E, R] within which vectors are moved.
+    scale
+        Logits that a product of two vectors is worth.
     """
 
-    scale: float
+    user_centre: Tensor
+    item_centre: Tensor
     directions: Tensor
+    scale: float
+
+    def centre(self, entity: Entity) -> Tensor:
+        """Return the mean of an entity's vectors [E]."""
+        return self.user_centre if entity == "user" else self.item_centre
+
+
+@dataclass(frozen=True)
+class FoldedOutcomes(Folded):
+    """The result, and the frame in which any row can be solved again."""
+
+    frame: Frame
 
 
 def fold_in_outcomes(users_UE: Tensor, items_IE: Tensor, outcomes: BothSides, config: OutcomeFoldIn) -> FoldedOutcomes:
@@ -136,11 +151,16 @@ def fold_in_outcomes(users_UE: Tensor, items_IE: Tensor, outcomes: BothSides, co
     outcomes
         Of the window that counts.
     """
+    frame = frame_of(users_UE, items_IE, outcomes.user)
+    items = solve_outcomes("item", items_IE, users_UE, outcomes.item, config, frame)
+    users = solve_outcomes("user", users_UE, items, outcomes.user, config, frame)
+    return FoldedOutcomes(functional.normalize(users), functional.normalize(items), users_UE, items, frame)
+
+
+def frame_of(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes) -> Frame:
+    """Return what the model's vectors have in common; `outcomes` are by user."""
     directions = varying_directions(users_UE, items_IE)
-    scale = fit_scale(users_UE, items_IE, outcomes.user)
-    items = solve_outcomes(items_IE, items_IE.mean(0), users_UE, outcomes.item, config, scale, directions)
-    users = solve_outcomes(users_UE, users_UE.mean(0), items, outcomes.user, config, scale, directions)
-    return FoldedOutcomes(functional.normalize(users), functional.normalize(items), users_UE, items, scale, directions)
+    return Frame(users_UE.mean(0), items_IE.mean(0), directions, fit_scale(users_UE, items_IE, outcomes))
 
 
 def varying_directions(users_UE: Tensor, items_IE: Tensor) -> Tensor:
@@ -168,36 +188,25 @@ def fit_scale(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes) -> float:
 
 
 def solve_outcomes(
-    prior_XE: Tensor,
-    centre_E: Tensor,
-    other_YE: Tensor,
-    outcomes: Outcomes,
-    config: OutcomeFoldIn,
-    scale: float,
-    directions: Tensor,
+    entity: Entity, prior_XE: Tensor, other_YE: Tensor, outcomes: Outcomes, config: OutcomeFoldIn, frame: Frame
 ) -> Tensor:
     """Return every row's vector after a Newton step from the prior's mean, float32 [X, E].
 
     The logit of an outcome is offset + scale * (x - centre) . (y - mean of all y) + rated * b, with a rate b of the
-    row's own, and products within `directions`. What all vectors of a side share says who is active and what is
-    popular, which the offset knows better.
-    A row without outcomes keeps its prior.
+    row's own, and products within the frame's directions. What all vectors of a side share says who is active and what
+    is popular, which the offset knows better. A row without outcomes keeps its prior.
 
     Parameters
     ----------
     prior_XE
-        The model's unit vectors of the rows.
-    centre_E
-        Mean of the model's vectors of this side, of all and not of these rows alone.
+        The model's unit vectors of the rows: of all of the entity, or of some.
     other_YE
-        Vectors of all of the other side.
-    scale, directions
-        From :func:`fit_scale` and :func:`varying_directions`.
+        Vectors of all of the other entity.
     """
     found_XE = prior_XE.clone()
-    dim = directions.shape[1]
-    other_YR = ((other_YE - other_YE.mean(0)) @ directions) * scale
-    start_XR = (prior_XE - centre_E) @ directions
+    dim = frame.directions.shape[1]
+    other_YR = ((other_YE - other_YE.mean(0)) @ frame.directions) * frame.scale
+    start_XR = (prior_XE - frame.centre(entity)) @ frame.directions
     precision = torch.full((dim + 1,), config.prior)
     precision[dim] = RATE_PRIOR
     for rows, pairs in chunks(outcomes.row, len(prior_XE), max(CHUNK_FLOATS // dim, 1)):
@@ -219,5 +228,5 @@ def solve_outcomes(
             return (x * precision).index_add_(0, place, near * along[:, None])
 
         step = conjugate_gradients(times, partial(torch.mul, 1 / diagonal), gradient, nothing, STEPS)
-        found_XE[rows] += step[:, :dim] @ directions.T
+        found_XE[rows] += step[:, :dim] @ frame.directions.T
     return found_XE

@@ -124,7 +124,7 @@ def test_outcomes_of_later_do_not_show(outcomes: Workspace) -> None:
     as_of = CUT - timedelta(days=14)
     before = refresh.upstream_at(outcomes, "v3", as_of).infer("item", as_of)[1]
     changed = refresh.upstream_at(outcomes, "v3", as_of)
-    whole = changed.tables._log.window
+    whole = outcomes.log.window
 
     def ends(start: Any, end: Any) -> pl.LazyFrame:
         return whole(start, end).filter(pl.col("event_timestamp") < as_of)

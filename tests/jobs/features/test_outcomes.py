@@ -13,7 +13,7 @@ from feature_repo.lake import Home
 from jobs import ingest
 from jobs.features import outcomes as module
 from jobs.features.log import EventLog
-from jobs.features.outcomes import NEGATIVES, ONE_IN, OutcomeRows, additive_logits, outcome_rows
+from jobs.features.outcomes import NEGATIVES, ONE_IN, OutcomeReader, OutcomeRows, additive_logits
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 USERS, ITEMS, SHOWN = 30, 20, 3000
@@ -43,15 +43,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> EventLog:
 
 
 def read(log: EventLog, as_of: datetime, *, days: int = 30, half_life: float = 1e6, items: int = ITEMS) -> OutcomeRows:
-    return outcome_rows(
-        log,
-        as_of,
-        reach=timedelta(days=days),
-        half_life=timedelta(days=half_life),
-        activity=("click", "view"),
-        users=np.arange(USERS),
-        items=np.arange(items),
-    )
+    reach, fades = timedelta(days=days), timedelta(days=half_life)
+    return OutcomeReader(log, as_of, reach, fades, np.arange(USERS), np.arange(items)).read(("click", "view"))
 
 
 def test_every_click_is_read_and_others_stand_for_those_that_are_not(log: EventLog) -> None:

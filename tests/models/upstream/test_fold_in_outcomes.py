@@ -12,6 +12,7 @@ from models.upstream import fold_in_outcomes as module
 from models.upstream.fold_in_outcomes import (
     RATE_PRIOR,
     BothSides,
+    Frame,
     OutcomeFoldIn,
     Outcomes,
     fit_scale,
@@ -52,8 +53,12 @@ def textbook(prior: Tensor, centre: Tensor, other: Tensor, given: Outcomes, row:
     return prior[row] + torch.linalg.solve(hessian, gradient)[:-1].float()
 
 
+def frame(prior: Tensor) -> Frame:
+    return Frame(prior.mean(0), torch.full((DIM,), torch.nan), torch.eye(DIM), SCALE)
+
+
 def solved(prior: Tensor, other: Tensor, given: Outcomes, config: OutcomeFoldIn) -> Tensor:
-    return solve_outcomes(prior, prior.mean(0), other, given, config, SCALE, torch.eye(DIM))
+    return solve_outcomes("user", prior, other, given, config, frame(prior))
 
 
 def test_every_row_takes_the_newton_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +87,7 @@ def test_chunks_and_samples_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None
     given, prior = outcomes(users, items), unit(USERS, 3)
     whole = solved(prior, items, given, config)
     some = torch.tensor([7, 0, USERS - 1])
-    again = solve_outcomes(prior[some], prior.mean(0), items, given.of(some), config, SCALE, torch.eye(DIM))
+    again = solve_outcomes("user", prior[some], items, given.of(some), config, frame(prior))
     assert torch.allclose(again, whole[some], atol=1e-5)
     monkeypatch.setattr(module, "CHUNK_FLOATS", 16 * DIM)
     assert torch.allclose(solved(prior, items, given, config), whole, atol=1e-5)
