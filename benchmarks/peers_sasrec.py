@@ -38,9 +38,9 @@ def recall(test: Asked, python: Path, folder: Path, tell: Callable[..., None]) -
         users, items = test.ever.pairs
         with replacing(folder / "asked.npz") as staged, staged.open("wb") as out:
             np.savez(out, users=users, items=items, asked=test.question.asked, popular=test.question.popular[0])
-        ran = subprocess.run(
-            [str(python), str(SCRIPT), str(folder), str(K)], capture_output=True, text=True, check=False
-        )
+        # RecBole writes its logs where it is run.
+        command = [str(python.absolute()), str(SCRIPT), str(folder.resolve()), str(K)]
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if ran.returncode:
             raise RuntimeError(f"SASRec failed in {python}:\n{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}")
     with np.load(done) as found:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +15,10 @@ import polars as pl
 import pytest
 import torch
 
-from benchmarks import peers, peers_retrieval, peers_trees, quality_records
+from benchmarks import peers, peers_retrieval, peers_sasrec, peers_trees, quality_records
 from benchmarks.one_request import OneRequest, of_one_user, sources_of
 from benchmarks.peers_monolith import Monolith, MonolithBatch
-from benchmarks.peers_retrieval import SEARCH, Asked
+from benchmarks.peers_retrieval import SEARCH, Asked, K
 from benchmarks.peers_rows import svd_refreshes
 from benchmarks.peers_trees import PRIOR, statistics, vector_columns
 from jobs.features.encode import IdTable, Vocabulary
@@ -285,3 +288,30 @@ def test_a_timed_request_gives_the_rankers_logits() -> None:
     sources = sources_of(encoder, ())
     assert sorted(at for part in sources.items for at in part.nums) == [2, 3, 5, 9, 10]  # its rates among them
     np.testing.assert_allclose(OneRequest(ranker, encoder, data)().numpy(), predict(ranker, data), atol=2e-6)
+
+
+def test_what_the_other_environment_writes_where_it_runs_stays_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "model.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nimport numpy as np\n"
+        "Path('log.txt').write_text('')\n"
+        "given = np.load(Path(sys.argv[1]) / 'asked.npz')\n"
+        "np.savez(Path(sys.argv[1]) / 'ranked.npz', positions=np.tile(given['popular'], (2, 1)))\n"
+        "(Path(sys.argv[1]) / 'training.json').write_text('{}')\n"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(peers_sasrec, "SCRIPT", script)
+    pairs = (np.array([0, 1]), np.array([2, 1]))
+    question = Question(np.array([0, 1]), [np.array([1]), np.array([0])], np.full((2, K), -1), pairs, np.ones(2))
+    question.popular[:, 0] = 1
+    test = Asked(question, question, np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32))
+    # A relative folder and a relative Python, as the command line gives them.
+    python = Path(os.path.relpath(sys.executable))
+    recall, _ = peers_sasrec.recall(test, python, Path("sasrec"), lambda told: None)
+    assert recall.tolist() == [1.0, 0.0]
+    assert (elsewhere / "sasrec" / "log.txt").exists()
+    assert [found.name for found in elsewhere.iterdir()] == ["sasrec"]
