@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.one_request import OneRequest, of_one_user
-from benchmarks.peers_rows import Rows
+from benchmarks.peers_rows import Rows, Vectors
 from jobs.features.batches import Grid, item_batch, user_batch
 from jobs.features.tables import ItemTable, Tables, UserTable
 from jobs.refresh import Upstream
@@ -215,6 +216,13 @@ def fit(
     return Fitted(logits, min(point.valid_log_loss for point in fitted.history), fitted.seconds)
 
 
+def reading(rows: Rows, vectors: Mapping[str, Vectors]) -> Ranker:
+    """Return a ranker of some vectors that ranks badly, and as fast as a trained one."""
+    ranker = Ranker(rows.spec(vectors), fit_config(len(rows.data)).ranker)
+    ranker.set_statistics(replace(rows.data, embeddings=vectors))
+    return ranker.eval()
+
+
 def _one_request(rows: Rows, known: Histories, candidates: int) -> np.ndarray:
     """Return test rows of distinct items, all of the refresh moment that has most of them, int64 [<= candidates]."""
     test = np.flatnonzero(rows.chosen[2] & (known.item_at >= 0) & (known.user_at >= 0))
@@ -226,23 +234,30 @@ def _one_request(rows: Rows, known: Histories, candidates: int) -> np.ndarray:
 
 
 def ranking_cost(
-    rows: Rows, known: Histories, model: Monolith, ranker: Ranker, *, candidates: int = CANDIDATES, repeats: int = 200
+    rows: Rows,
+    known: Histories,
+    model: Monolith,
+    readers: Mapping[str, Mapping[str, Vectors]],
+    *,
+    candidates: int = CANDIDATES,
+    repeats: int = 200,
 ) -> tuple[dict[str, list[float]], int]:
     """Time requests of one user and many candidates on one thread, the kinds in turn: milliseconds of each, and how
     many candidates there were.
 
-    A request gathers its tensors and computes logits. `vectors looked up` is the platform's ranker; `monolith` encodes
-    user and candidates; `monolith, items kept` encodes the user and looks the candidates' vectors up. All three rank
-    by what serving makes of a ranker, plain item rows encoded ahead: the towers alone make the difference.
+    A request gathers its tensors and computes logits. Each of `readers` is the platform's ranker, looking these
+    vectors up; `monolith` encodes user and candidates; `monolith, items kept` encodes the user and looks the vectors of
+    candidates up. All rank by what serving makes of a ranker, plain item rows encoded ahead: vectors and towers make
+    the difference.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     some = _one_request(rows, known, candidates)
     has_vector = rows.data.embeddings[rows.views[0]][1][some] >= 0
     row = int(np.argmax(has_vector))  # a user that both know
-    data = of_one_user(rows.encoder, rows.data.take(some), row)
+    vectors = {view: found for each in readers.values() for view, found in each.items()}
+    data = of_one_user(rows.encoder, replace(rows.data, embeddings=vectors).take(some), row)
     user_at, item_at = known.user_at[some[row]][None], known.item_at[some]  # ascending, each once
-    looked_up = OneRequest(ranker, rows.encoder, data)
     inside = OneRequest(model, rows.encoder, replace(data, embeddings={}))
     model.eval()
     with torch.inference_mode():
@@ -258,8 +273,10 @@ def ranking_cost(
         def monolith(items_NE: Tensor) -> Tensor:
             return inside.rank((encoded_user(),), (items_NE,), (True,), None)
 
-        kinds = {
-            "vectors looked up": looked_up,
+        kinds: dict[str, Callable[[], Tensor]] = {
+            name: OneRequest(reading(rows, found), rows.encoder, data) for name, found in readers.items()
+        }
+        kinds |= {
             "monolith": lambda: monolith(encoded_items()),
             "monolith, items kept": lambda: monolith(kept.index_select(0, every)),
         }

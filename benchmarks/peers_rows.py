@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -54,7 +55,7 @@ class Rows:
     chosen: tuple[np.ndarray, np.ndarray, np.ndarray]
     views: tuple[str, str]
 
-    def periods(self, embeddings: dict[str, Vectors]) -> tuple[RankerData, RankerData, RankerData]:
+    def periods(self, embeddings: Mapping[str, Vectors]) -> tuple[RankerData, RankerData, RankerData]:
         """Return the training, validation and test rows with the given embeddings."""
         data = replace(self.data, embeddings=embeddings)
         train, valid, test = self.chosen
@@ -64,10 +65,10 @@ class Rows:
             data.take(test),
         )
 
-    def spec(self, embeddings: dict[str, Vectors]) -> RankerSpec:
-        """Return the baseline's inputs with one pair of embeddings, or none."""
+    def spec(self, embeddings: Mapping[str, Vectors]) -> RankerSpec:
+        """Return the baseline's inputs with pairs of embeddings, user and item of each beside one another, or none."""
         names = tuple((name, table.shape[1]) for name, (table, _) in embeddings.items())
-        pairs = ((names[0][0], names[1][0]),) if len(names) == 2 else ()
+        pairs = tuple((left, right) for (left, _), (right, _) in zip(names[::2], names[1::2], strict=True))
         return replace(self.encoder.spec({}), embeddings=names, pairs=pairs)
 
     @property

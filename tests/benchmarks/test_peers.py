@@ -222,19 +222,29 @@ def test_own_choices_again_come_before_what_is_popular() -> None:
 def test_records_are_what_the_file_of_records_takes(tmp_path: Any) -> None:
     figures = {"auc": 0.7, "log_loss": 0.1, "normalized_entropy": 0.9, "calibration": 1.0, "relative_auc_lift": 0.01}
     row = figures | {"ci95": [0.0, 0.02], "seed_auc_lifts": [], "share_of_possible_gain": None, "share_ci95": None}
-    models = (("ranker", "none"), ("ranker", peers.SVD), ("LightGBM", "none"), ("monolith", "inside"))
+    models = (
+        ("ranker", "none"),
+        ("ranker", peers.ALL),
+        ("ranker", peers.SVD),
+        ("ranker", peers.alone("v3")),
+        ("LightGBM", "none"),
+        ("monolith", "inside"),
+    )
     lift = [row | {"model": model, "embeddings": embeddings} for model, embeddings in models]
-    cost = {"candidates": 500, "milliseconds": {"monolith": 9.0}}
+    fastest = {"monolith": 9.0, peers.ALL: 3.0, peers.alone("v3"): 1.0}
+    cost = {"candidates": 500, "milliseconds": {"monolith": 11.0}, "fastest_milliseconds": fastest}
     task = {"lift": lift, "rows": 10, "positives": 2, "seeds": 3, "ranking_cost": cost}
     recall = {"model": "ALS", "recall_at_100": 0.2, "ci95": [0.1, 0.3], "users": 5, "seeds": 3}
     found = {"ctr": task, "retrieval": [recall | {"ours_minus_it": 0.0, "ours_minus_it_ci95": [-0.1, 0.1]}]}
     kept = quality_records.put(peers.records("d", found), tmp_path / "quality.json")
-    assert {(record["task"], record["model"].split(" ")[0], record["ranking_cost"]) for record in kept} == {
-        ("ctr", "ranker", None),
-        ("ctr", "LightGBM", None),
-        ("ctr", "monolith", 9.0),
-        ("retrieval", "ALS", None),
-    }
+    told = [(r["task"], r["model"].split(" ")[0], r["embeddings"], r["ranking_cost"]) for r in kept]
+    assert told == [
+        ("ctr", "LightGBM", "none", None),
+        ("ctr", "monolith", "inside", 9.0),
+        ("ctr", "ranker", peers.SVD, None),
+        ("ctr", "ranker", peers.alone("v3"), 1.0),
+        ("retrieval", "ALS", "none", None),
+    ]
 
 
 def test_trees_learn_and_are_calibrated_for_the_log_before_sampling() -> None:
