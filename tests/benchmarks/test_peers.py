@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import torch
 
-from benchmarks import peers, peers_retrieval, peers_sasrec, peers_trees, quality_records
+from benchmarks import peers_retrieval, peers_sasrec, peers_tables, peers_trees, quality_records
 from benchmarks.one_request import OneRequest, of_one_user, sources_of
 from benchmarks.peers_monolith import Monolith, MonolithBatch
 from benchmarks.peers_retrieval import SEARCH, Asked, K
@@ -224,25 +224,25 @@ def test_records_are_what_the_file_of_records_takes(tmp_path: Any) -> None:
     row = figures | {"ci95": [0.0, 0.02], "seed_auc_lifts": [], "share_of_possible_gain": None, "share_ci95": None}
     models = (
         ("ranker", "none"),
-        ("ranker", peers.ALL),
-        ("ranker", peers.SVD),
-        ("ranker", peers.alone("v3")),
+        ("ranker", peers_tables.ALL),
+        ("ranker", peers_tables.SVD),
+        ("ranker", peers_tables.alone("v3")),
         ("LightGBM", "none"),
         ("monolith", "inside"),
     )
     lift = [row | {"model": model, "embeddings": embeddings} for model, embeddings in models]
-    fastest = {"monolith": 9.0, peers.ALL: 3.0, peers.alone("v3"): 1.0}
+    fastest = {"monolith": 9.0, peers_tables.ALL: 3.0, peers_tables.alone("v3"): 1.0}
     cost = {"candidates": 500, "milliseconds": {"monolith": 11.0}, "fastest_milliseconds": fastest}
     task = {"lift": lift, "rows": 10, "positives": 2, "seeds": 3, "ranking_cost": cost}
     recall = {"model": "ALS", "recall_at_100": 0.2, "ci95": [0.1, 0.3], "users": 5, "seeds": 3}
     found = {"ctr": task, "retrieval": [recall | {"ours_minus_it": 0.0, "ours_minus_it_ci95": [-0.1, 0.1]}]}
-    kept = quality_records.put(peers.records("d", found), tmp_path / "quality.json")
+    kept = quality_records.put(peers_tables.records("d", found), tmp_path / "quality.json")
     told = [(r["task"], r["model"].split(" ")[0], r["embeddings"], r["ranking_cost"]) for r in kept]
     assert told == [
         ("ctr", "LightGBM", "none", None),
         ("ctr", "monolith", "inside", 9.0),
-        ("ctr", "ranker", peers.SVD, None),
-        ("ctr", "ranker", peers.alone("v3"), 1.0),
+        ("ctr", "ranker", peers_tables.SVD, None),
+        ("ctr", "ranker", peers_tables.alone("v3"), 1.0),
         ("retrieval", "ALS", "none", None),
     ]
 
