@@ -42,6 +42,8 @@ def recall(test: Asked, python: Path, folder: Path, tell: Callable[..., None]) -
         command = [str(python.absolute()), str(SCRIPT), str(folder.resolve()), str(K)]
         ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if ran.returncode:
-            raise RuntimeError(f"SASRec failed in {python} (exit {ran.returncode}):\n{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}")
+            raise RuntimeError(
+                f"SASRec failed in {python} (exit {ran.returncode}):\n{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
+            )
     with np.load(done) as found:
         return test.recall(found["positions"]), read_json(folder / "training.json")

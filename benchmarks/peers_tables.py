@@ -50,7 +50,7 @@ def records(dataset: str, found: dict[str, Any]) -> list[dict[str, Any]]:
                     "dataset": dataset,
                     "task": task,
                     "model": named(row["model"]),
-                    "ranking_cost": taken.get("monolith" if row["model"] == "monolith" else row["embeddings"]),
+                    "ranking_cost": taken.get({"ranker": row["embeddings"]}.get(row["model"], row["model"])),
                     "seeds": found[task]["seeds"],
                     "rows": found[task]["rows"],
                     "positives": found[task]["positives"],

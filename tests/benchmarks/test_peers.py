@@ -227,11 +227,11 @@ def test_records_are_what_the_file_of_records_takes(tmp_path: Any) -> None:
         ("ranker", peers_tables.ALL),
         ("ranker", peers_tables.SVD),
         ("ranker", peers_tables.alone("v3")),
-        ("LightGBM", "none"),
+        ("LightGBM", peers_tables.OURS),
         ("monolith", "inside"),
     )
     lift = [row | {"model": model, "embeddings": embeddings} for model, embeddings in models]
-    fastest = {"monolith": 9.0, peers_tables.ALL: 3.0, peers_tables.alone("v3"): 1.0}
+    fastest = {peers_tables.OURS: 2.0, "monolith": 9.0, peers_tables.ALL: 3.0, peers_tables.alone("v3"): 1.0}
     cost = {"candidates": 500, "milliseconds": {"monolith": 11.0}, "fastest_milliseconds": fastest}
     task = {"lift": lift, "rows": 10, "positives": 2, "seeds": 3, "ranking_cost": cost}
     recall = {"model": "ALS", "recall_at_100": 0.2, "ci95": [0.1, 0.3], "users": 5, "seeds": 3}
@@ -239,7 +239,7 @@ def test_records_are_what_the_file_of_records_takes(tmp_path: Any) -> None:
     kept = quality_records.put(peers_tables.records("d", found), tmp_path / "quality.json")
     told = [(r["task"], r["model"].split(" ")[0], r["embeddings"], r["ranking_cost"]) for r in kept]
     assert told == [
-        ("ctr", "LightGBM", "none", None),
+        ("ctr", "LightGBM", peers_tables.OURS, None),
         ("ctr", "monolith", "inside", 9.0),
         ("ctr", "ranker", peers_tables.SVD, None),
         ("ctr", "ranker", peers_tables.alone("v3"), 1.0),
