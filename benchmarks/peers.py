@@ -28,7 +28,7 @@ from benchmarks import peers_monolith, peers_retrieval, peers_sasrec, peers_tree
 from benchmarks.peers_rows import Rows, Vectors, digest, oracle_of, our_logits, rows_of, svd_vectors
 from benchmarks.peers_tables import ALL, OURS, SVD, alone, lift_row, records, show
 from feature_repo.contracts.errors import NotReadyError
-from feature_repo.contracts.naming import embedding_view
+from feature_repo.contracts.naming import ENTITIES, embedding_view
 from feature_repo.lake import read_json, replacing, write_json
 from jobs.refresh import Upstream
 from jobs.train_downstream import fit_config
@@ -121,15 +121,16 @@ class Contest:
         return dict(self.rows.data.embeddings)  # type: ignore[arg-type]
 
     @cached_property
-    def alone(self) -> dict[str, tuple[str, str]]:
-        """The views of each further upstream by the name that the table has for it alone."""
-        further = self.ws.config.consumer(self.rows.name).versions[1:]
-        return {alone(each): (embedding_view("user", each), embedding_view("item", each)) for each in further}
+    def further(self) -> dict[str, dict[str, Vectors]]:
+        """The published vectors of each further upstream by the name that the table has for it alone."""
+        versions = self.ws.config.consumer(self.rows.name).versions[1:]
+        views = {version: [embedding_view(entity, version) for entity in ENTITIES] for version in versions}
+        return {alone(each): {view: self.rows.source.vectors(view) for view in views[each]} for each in versions}
 
     def vectors(self, name: str) -> dict[str, Vectors]:
         """Return embeddings by the name that the table has for them."""
-        if name in self.alone:
-            return {view: self.rows.source.vectors(view) for view in self.alone[name]}
+        if name in self.further:
+            return self.further[name]
         return {"none": lambda: {}, SVD: lambda: self.svd, OURS: lambda: self.ours}[name]()
 
     def run(self, parts: list[str]) -> dict[str, Any]:
@@ -138,7 +139,7 @@ class Contest:
         logits: dict[Name, np.ndarray] = {PLAIN: own["none"], ("ranker", OURS): own["v1"], ("ranker", ALL): own["all"]}
         facts: dict[str, Any] = {}
         if "rankers" in parts:
-            for embeddings in (SVD, *self.alone):
+            for embeddings in (SVD, *self.further):
                 name = f"ranker-{embeddings.replace(' ', '-')}"
                 logits["ranker", embeddings] = self.seeds(name, partial(self._ranker, embeddings))
         if "trees" in parts:
@@ -231,7 +232,7 @@ class Contest:
     def _cost(self) -> dict[str, Any]:
         """Return milliseconds of a request of 500 candidates; what the weights are makes no difference to them."""
         self.tell(f"{self.rows.task}: time requests")
-        readers = {OURS: self.ours} | {name: self.vectors(name) for name in self.alone}
+        readers = {OURS: self.ours, **self.further}
         readers[ALL] = {view: found for each in readers.values() for view, found in each.items()}
         model = peers_monolith.untrained(self.rows, self.upstream)
         times, candidates = peers_monolith.ranking_cost(self.rows, self.known, model, readers)
@@ -261,11 +262,11 @@ class Contest:
             (("ranker", OURS), ("LightGBM", "none")),
             (("ranker", ALL), ("ranker", OURS)),
             (("ranker", ALL), ("ranker", SVD)),
-            *((("ranker", ALL), ("ranker", name)) for name in self.alone),
+            *((("ranker", ALL), ("ranker", name)) for name in self.further),
             (("ranker", ALL), ("LightGBM", SVD)),
             *(
                 (("ranker", name), monolith)
-                for name in (*self.alone, ALL)
+                for name in (*self.further, ALL)
                 for monolith in logits
                 if monolith[0] == "monolith"
             ),
