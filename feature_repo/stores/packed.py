@@ -24,12 +24,14 @@ from feature_repo.stores.clocks import Int64Array
 from feature_repo.stores.embeddings import Embeddings, Freshness, Ids, id_column
 from feature_repo.stores.places import SqlitePlace, place_of
 from feature_repo.stores.wire import CannotPackError
+from feature_repo.stores.wire_lists import list_header
+from feature_repo.stores.wire_pieces import tag
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
 
 # Tag and length of the value, tag and length of the packed list in it.
-_FRAME = re.compile(re.escape(wire.tag(ValueType.FLOAT_LIST)) + rb"[\x80-\xff]*[\x00-\x7f]\x0a[\x80-\xff]*[\x00-\x7f]")
+_FRAME = re.compile(re.escape(tag(ValueType.FLOAT_LIST)) + rb"[\x80-\xff]*[\x00-\x7f]\x0a[\x80-\xff]*[\x00-\x7f]")
 
 
 class _Backend(Protocol):
@@ -134,7 +136,7 @@ class EmbeddingReader:
         start = frame.end() if frame else 0
         width = len(stored[0]) - start
         dim = self._dim or width // 4
-        header = wire.list_header(ValueType.FLOAT_LIST, 4 * dim)
+        header = list_header(ValueType.FLOAT_LIST, 4 * dim)
         if width != 4 * dim or set(map(len, stored)) != {len(header) + width}:
             raise self._foreign(stored, header, dim)
         rows = np.frombuffer(b"".join(stored), np.uint8).reshape(len(stored), -1)

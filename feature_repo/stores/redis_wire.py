@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from feature_repo.contracts.errors import MissingExtraError, OnlineStoreError
-from feature_repo.stores import wire
+from feature_repo.stores import wire_pieces
 
 try:
     import hiredis
@@ -109,15 +109,15 @@ def command(name: str, rows: int, *arguments: pa.Array | bytes) -> pa.Array:
         Large binary arrays of `rows` rows, or bytes that are the same for every row.
     """
     fixed = f"*{len(arguments) + 1}\r\n".encode() + _bulk(name.encode())
-    pieces: list[wire.Piece] = []
+    pieces: list[wire_pieces.Piece] = []
     for argument in arguments:
         if isinstance(argument, bytes):
             fixed += _bulk(argument)
             continue
-        header = wire.by_length(wire.lengths_of(argument), partial(_opened, fixed))
+        header = wire_pieces.by_length(wire_pieces.lengths_of(argument), partial(_opened, fixed))
         pieces += [header, argument]
         fixed = b"\r\n"
-    return wire.join(rows, *pieces, wire.scalar(fixed))
+    return wire_pieces.join(rows, *pieces, wire_pieces.scalar(fixed))
 
 
 def _opened(before: bytes, length: int) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from feature_repo.stores import wire
+from feature_repo.stores import wire_pieces
 from feature_repo.stores.clocks import Int64Array
 
 # What stands for NULL among numbers; no clock in seconds reaches it.
@@ -86,19 +86,19 @@ class Upsert:
         return f"?{len(self.parameters)}"
 
     def _bytes(self, column: pa.Array) -> str:
-        lengths = wire.lengths_of(column)
+        lengths = wire_pieces.lengths_of(column)
         width = int(lengths[0])
         if (lengths == width).all():
-            data = self._parameter(wire.contents(column)) if width else ""
+            data = self._parameter(wire_pieces.contents(column)) if width else ""
             return f"substr({data}, n * {width} + 1, {width})" if width else "x''"
-        return self._ragged(wire.contents(column), lengths)
+        return self._ragged(wire_pieces.contents(column), lengths)
 
     def _texts(self, column: pa.Array | None) -> str:
         if column is None or column.null_count == len(column):
             return "NULL"
-        raw = column.cast(wire.BYTES).fill_null(b"")
-        lengths = np.where(column.is_valid().to_numpy(zero_copy_only=False), wire.lengths_of(raw), NULL)
-        return f"CAST({self._ragged(wire.contents(raw), lengths)} AS TEXT)"
+        raw = column.cast(wire_pieces.BYTES).fill_null(b"")
+        lengths = np.where(column.is_valid().to_numpy(zero_copy_only=False), wire_pieces.lengths_of(raw), NULL)
+        return f"CAST({self._ragged(wire_pieces.contents(raw), lengths)} AS TEXT)"
 
     def _ragged(self, data: memoryview, lengths: Int64Array) -> str:
         widths = np.where(lengths == NULL, 0, lengths)

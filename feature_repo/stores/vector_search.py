@@ -17,7 +17,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
 
 from feature_repo.contracts.errors import ConfigError
-from feature_repo.stores import wire
+from feature_repo.stores.wire_lists import list_header
 
 Found = tuple[datetime | None, EntityKey | None, dict[str, Value] | None]
 METRICS = ("inner_product", "cosine", "l2")
@@ -84,7 +84,7 @@ def _as_feast_sorts(row: Found) -> tuple[Any, ...]:
 
 
 def _vectors(stored: list[bytes], dim: int, name: str) -> np.ndarray:
-    header = wire.list_header(ValueType.FLOAT_LIST, 4 * dim)
+    header = list_header(ValueType.FLOAT_LIST, 4 * dim)
     if not all(len(value) == len(header) + 4 * dim and value.startswith(header) for value in stored):
         raise ConfigError(f"{name} holds vectors of another length than the query's {dim}. Query with its own length.")
     rows = np.frombuffer(b"".join(stored), np.uint8).reshape(len(stored), len(header) + 4 * dim)

@@ -33,6 +33,8 @@ FEAST_TYPES: dict[str, Any] = {
     "vector": Array(Float32),
     "wide": Array(Float64),
     "numbers": Array(Int64),
+    "words": Array(String),
+    "small": Array(Int32),
 }
 KEY_TYPES = {"int64": (Int64, ValueType.INT64), "string": (String, ValueType.STRING), "int32": (Int32, ValueType.INT32)}
 

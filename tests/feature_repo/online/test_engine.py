@@ -38,6 +38,8 @@ FEATURES = {
     "b": "bool",
     "s": "string",
     "m": "moment",
+    "n": "numbers",
+    "w": "words",
 }
 SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-45, 3.4e38]
 
@@ -56,6 +58,8 @@ def everything(count: int = 60) -> dict[str, pa.Array]:
         "b": pa.array([None, True, False] * (count // 3)),
         "s": pa.array([None, "", "żółć 🦊"] * (count // 3)),
         "m": pa.array([None, T0, T0 - timedelta(days=30_000, microseconds=1)] * (count // 3), CLOCK),
+        "n": pa.array([[2**63 - 1, -(2**63)], None, [], *([row - 9] * row for row in range(count - 3))]),
+        "w": pa.array([[""], None, [], *(["żółć 🦊", "x" * row] * (row % 5) for row in range(count - 3))]),
     }
 
 
@@ -159,13 +163,13 @@ def test_older_rows_are_treated_as_feast_treats_them(tmp_path: Path, server: Red
 def test_what_cannot_be_packed_goes_the_way_of_feast(
     tmp_path: Path, server: RedisServer | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    table = rows({"item_id": pa.array([1, 2]), "numbers": pa.array([[1, 2], [3]])})
-    path = written(tmp_path / "numbers.parquet", table)
+    table = rows({"item_id": pa.array([1, 2]), "small": pa.array([[1, 2], [3]], pa.list_(pa.int32()))})
+    path = written(tmp_path / "small.parquet", table)
     with caplog.at_level(logging.WARNING):
-        _, ours, wanted, found = both(tmp_path, server, [view_of(path, {"numbers": "numbers"})])
+        _, ours, wanted, found = both(tmp_path, server, [view_of(path, {"small": "small"})])
     assert not packed_only(caplog)
     assert wanted and found == wanted
-    assert ours.get_online_features(["view:numbers"], [{"item_id": 1}]).to_dict()["numbers"] == [[1, 2]]
+    assert ours.get_online_features(["view:small"], [{"item_id": 1}]).to_dict()["small"] == [[1, 2]]
 
 
 def test_only_the_time_range_is_stored_and_batches_are_small(tmp_path: Path) -> None:
@@ -180,6 +184,23 @@ def test_only_the_time_range_is_stored_and_batches_are_small(tmp_path: Path) -> 
     store.materialize_incremental(times[9])
     answer = store.get_online_features(["view:d"], [{"item_id": key} for key in range(10)]).to_dict()["d"]
     assert answer == [None, None, *np.arange(2.0, 10.0)]
+
+
+def test_lists_are_stored_in_many_chunks_and_out_of_key_order(tmp_path: Path, server: RedisServer | None) -> None:
+    ids = np.random.default_rng(3).permutation(3000) - 1500
+    columns = {
+        "n": pa.array([None if key % 11 == 0 else [key, -key] * (key % 5) for key in ids.tolist()]),
+        "w": pa.array([None if key % 13 == 0 else [f"ż{key}", ""] * (key % 4) for key in ids.tolist()]),
+    }
+    path = written(tmp_path / "lists.parquet", rows({"item_id": pa.array(ids), **columns}))
+    found = []
+    for number, engine in enumerate((STOCK, {"type": OURS, "chunk_mb": 0.01})):
+        online: dict[str, Any] = {"type": "sqlite"}
+        if server is not None:
+            online = {"type": "redis", "connection_string": f"{server.connection_string},db={number}"}
+        load(store_of(tmp_path / str(number), online, engine, [view_of(path, {"n": "numbers", "w": "words"})]))
+        found.append(redis_contents(server.client(number)) if server else sqlite_contents(tmp_path / str(number)))
+    assert found[0] and found[0] == found[1]
 
 
 def test_keys_of_redis_expire_as_configured(tmp_path: Path, redis_server: RedisServer) -> None:

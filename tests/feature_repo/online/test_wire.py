@@ -33,6 +33,8 @@ COLUMNS = {
 LISTS = {
     ValueType.FLOAT_LIST: (FLOAT32, np.float32, pa.float32()),
     ValueType.DOUBLE_LIST: (st.floats(), np.float64, pa.float64()),
+    ValueType.INT64_LIST: (INT64 | st.integers(-200, 200), np.int64, pa.int64()),
+    ValueType.STRING_LIST: (TEXT, object, pa.string()),
 }
 
 
@@ -52,7 +54,7 @@ def test_scalars(kind: ValueType, data: st.DataObject) -> None:
 @pytest.mark.parametrize("kind", LISTS, ids=lambda kind: kind.name)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_vectors_of_any_length(kind: ValueType, data: st.DataObject) -> None:
+def test_lists_of_any_length(kind: ValueType, data: st.DataObject) -> None:
     element, dtype, arrow = LISTS[kind]
     lengths = data.draw(st.lists(st.none() | st.integers(0, 512), min_size=1, max_size=6))
     pool = np.array(data.draw(st.lists(element, min_size=1, max_size=16)), dtype)
@@ -60,8 +62,37 @@ def test_vectors_of_any_length(kind: ValueType, data: st.DataObject) -> None:
     column = pa.array(vectors, pa.list_(arrow))
     wanted = by_feast(kind, vectors)
     assert wire.as_list(wire.values(column, kind)) == wanted
-    sliced = pa.concat_arrays([pa.array([[1.0], None], column.type), column])[2:]
+    sliced = pa.concat_arrays([pa.array([pool[:1], None], column.type), column, column])[2 : 2 + len(column)]
     assert wire.as_list(wire.values(sliced, kind)) == wanted
+    large = pa.array(vectors, pa.large_list(arrow))
+    assert wire.as_list(wire.values(pa.chunked_array([large[:1], large[1:]]), kind)) == wanted
+
+
+@pytest.mark.parametrize("width", [0, 1, 3])
+@pytest.mark.parametrize("kind", [ValueType.INT64_LIST, ValueType.STRING_LIST], ids=lambda kind: kind.name)
+def test_lists_of_one_length(kind: ValueType, width: int) -> None:
+    elements = [-(2**63), 127, 128, 2**63 - 1] if kind == ValueType.INT64_LIST else ["", "żółć 🦊", "a" * 200, "\x00"]
+    lists: list[Any] = [None, *([element] * width for element in elements), None, elements[:1] * width]
+    column = pa.array(lists, pa.list_(LISTS[kind][2], width))
+    assert wire.as_list(wire.values(column, kind)) == by_feast(kind, lists)
+    assert wire.as_list(wire.values(column[3:], kind)) == by_feast(kind, lists[3:])
+
+
+@pytest.mark.parametrize("kind", LISTS, ids=lambda kind: kind.name)
+def test_what_a_null_list_covers_is_not_packed(kind: ValueType) -> None:
+    dtype, arrow = LISTS[kind][1:]
+    flat = pa.array(np.array([1, 22, 333, 4444]).astype(str).astype(dtype).tolist(), arrow)
+    column = pa.ListArray.from_arrays([0, 1, 3, 4], flat, mask=pa.array([False, True, False]))
+    wanted = by_feast(kind, [flat[:1].to_pylist(), None, flat[3:].to_pylist()])
+    assert wire.as_list(wire.values(column, kind)) == wanted
+    assert wire.as_list(wire.values(column[1:2], kind)) == [b""]
+    assert wire.as_list(wire.values(column[:0], kind)) == []
+
+
+def test_large_strings_in_lists() -> None:
+    lists = [["ä", ""], None, []]
+    column = pa.array(lists, pa.list_(pa.large_string()))
+    assert wire.as_list(wire.values(column, ValueType.STRING_LIST)) == by_feast(ValueType.STRING_LIST, lists)
 
 
 def test_every_bit_pattern_of_special_floats() -> None:
@@ -103,7 +134,12 @@ def test_clocks(moments: list[int]) -> None:
     [
         (pa.array([[1.0, None]], pa.list_(pa.float32())), ValueType.FLOAT_LIST),
         (pa.array([[1, 2]], pa.list_(pa.int64())), ValueType.FLOAT_LIST),
-        (pa.array([[1, 2]], pa.list_(pa.int64())), ValueType.INT64_LIST),
+        (pa.array([[1, None]], pa.list_(pa.int64())), ValueType.INT64_LIST),
+        (pa.array([["a", None]], pa.list_(pa.string())), ValueType.STRING_LIST),
+        (pa.array([[1, 2]], pa.list_(pa.int32())), ValueType.INT64_LIST),
+        (pa.array([[1, 2]], pa.list_(pa.int32())), ValueType.INT32_LIST),
+        (pa.array([[1, 2]], pa.list_(pa.int64())), ValueType.STRING_LIST),
+        (pa.array([1, 2], pa.int64()), ValueType.INT64_LIST),
         (pa.array([2**63], pa.uint64()), ValueType.INT64),
         (pa.array([1.5]), ValueType.INT64),
         (pa.array([1]), ValueType.STRING),

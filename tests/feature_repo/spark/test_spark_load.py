@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.filterwarnings("ignore")]
 
 WORKERS = {"type": OURS, "spark_from_rows": 0}
 SPARK = {"type": "feature_repo.stores.spark_pit.SparkPitOfflineStore"}
-FEATURES = {"vector": "vector", "s": "string", "i": "int64"}
+FEATURES = {"vector": "vector", "s": "string", "i": "int64", "n": "numbers", "w": "words"}
 COUNT = 900
 
 
@@ -77,6 +77,8 @@ def history(folder: Path, key: pa.Array) -> Path:
                 "vector": pa.array([None if i % 13 == 0 else v for i, v in enumerate(vectors)], pa.list_(pa.float32())),
                 "s": pa.array([None if i % 5 == 0 else f"ż{i}" for i in range(len(chosen))]),
                 "i": pa.array(draw.integers(-(2**63), 2**63 - 1, len(chosen))),
+                "n": pa.array([None if i % 7 == 0 else [-i, i] * (i % 4) for i in range(len(chosen))]),
+                "w": pa.array([None if i % 8 == 0 else [f"ż{i}", ""] * (i % 3) for i in range(len(chosen))]),
             },
             [T0 - timedelta(days=day, seconds=int(i)) for i in draw.integers(0, 5000, len(chosen))],
         )
@@ -163,10 +165,11 @@ def test_rows_that_are_missing_at_the_end_are_noticed(tmp_path: Path, session: A
 def test_types_that_are_not_packed_go_feasts_own_way(
     tmp_path: Path, session: Any, server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    table = rows({"item_id": pa.array(range(5)), "numbers": pa.array([[1], [2, 3], None, [], [5]])})
+    small = pa.array([[1], [2, 3], None, [], [5]], pa.list_(pa.int32()))
+    table = rows({"item_id": pa.array(range(5)), "small": small})
     path = written(tmp_path / "a.parquet", table)
     for db, engine in enumerate([WORKERS, STOCK]):
-        view = view_of(path, {"numbers": "numbers"}, source_of=spark_source)
+        view = view_of(path, {"small": "small"}, source_of=spark_source)
         with caplog.at_level(logging.WARNING):
             load(store_of(tmp_path / str(db), redis_of(server, db), engine, [view], SPARK))
     assert "view goes Feast's own way" in caplog.text
