@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -116,19 +116,21 @@ class RedisWriter:
 
 
 class RedisReader:
-    """Reads one feature of one view; a connection of its pool per call, so threads do not meet."""
+    """Reads features of one view; a connection of its pool per call, so threads do not meet."""
 
-    def __init__(self, place: RedisPlace, feature: str, keys: Callable[[pa.Array], pa.Array], integer: bool) -> None:
+    def __init__(
+        self, place: RedisPlace, features: Sequence[str], keys: Callable[[pa.Array], pa.Array], integer: bool
+    ) -> None:
         self._pool = pool_of(place.client)
         project = wire.scalar(place.project.encode())
-        fields = (_feature_field(place.view, feature), _clock_field(place.view))
+        fields = (*(_feature_field(place.view, feature) for feature in features), _clock_field(place.view))
         self._commands = PerId(
             lambda ids: command("HMGET", len(ids), wire.join(len(ids), keys(ids), project), *fields), integer
         )
         self._moments: dict[bytes | None, int] = {None: MISSING}
 
-    def fetch(self, ids: pa.Array) -> tuple[list[bytes | None], Int64Array]:
-        """Return the stored value of each id and its event time in microseconds, `MISSING` where none is.
+    def fetch(self, ids: pa.Array) -> list[tuple[Sequence[bytes | None], Int64Array]]:
+        """Return, per feature, the stored value of each id and its event time, as `Backend` says.
 
         Raises
         ------
@@ -144,8 +146,9 @@ class RedisReader:
             # The pool may hold connections to a server that has been restarted since.
             self._pool.disconnect()
             found = self._ask(asked, len(ids))
-        clocks = [clock for _, clock in found]
-        return [value for value, _ in found], self._times(clocks)
+        *features, clocks = zip(*found, strict=True)
+        times = self._times(clocks)
+        return [(stored, times) for stored in features]
 
     def close(self) -> None:
         """Close the connections."""
@@ -155,7 +158,7 @@ class RedisReader:
         with exchange(self._pool) as server:
             return server.ask([asked], rows)
 
-    def _times(self, clocks: list[bytes | None]) -> Int64Array:
+    def _times(self, clocks: Sequence[bytes | None]) -> Int64Array:
         distinct = set(clocks)
         if len(self._moments) > _MOST_MOMENTS:
             self._moments = {None: MISSING}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -119,7 +119,7 @@ class SqliteWriter:
 
 
 class SqliteReader:
-    """Reads one feature of one view; a connection per thread.
+    """Reads features of one view; a connection per thread.
 
     Parameters
     ----------
@@ -134,18 +134,19 @@ class SqliteReader:
     def __init__(
         self,
         place: SqlitePlace,
-        feature: str,
+        features: Sequence[str],
         keys: Callable[[pa.Array], pa.Array],
         integer: bool,
         wait_seconds: float,
     ) -> None:
         self._keys = PerId(keys, integer)
-        self._path, self._table, self._feature, self._wait = place.path, quoted(place.table), feature, wait_seconds
+        self._path, self._table, self._wait = place.path, quoted(place.table), wait_seconds
+        self._features = tuple(features)
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
 
-    def fetch(self, ids: pa.Array) -> tuple[list[bytes | None], Int64Array]:
-        """Return the stored value of each id and its event time in microseconds, `MISSING` where none is.
+    def fetch(self, ids: pa.Array) -> list[tuple[Sequence[bytes | None], Int64Array]]:
+        """Return, per feature, the stored value of each id and its event time, as `Backend` says.
 
         Raises
         ------
@@ -157,24 +158,41 @@ class SqliteReader:
             If it cannot be read.
         """
         asked = self._keys.listed(ids)
+        several = len(self._features) > 1 or len(asked) > _KEYS_PER_QUERY
+        with _errors(self._path), self._one_moment(several) as connection:
+            return [self._read(connection, feature, asked) for feature in self._features]
+
+    def _read(
+        self, connection: sqlite3.Connection, feature: str, asked: list[bytes]
+    ) -> tuple[Sequence[bytes | None], Int64Array]:
         found: dict[bytes, tuple[bytes, int]] = {}
-        with _errors(self._path):
-            connection = self._connection()
-            for start in range(0, len(asked), _KEYS_PER_QUERY):
-                part = asked[start : start + _KEYS_PER_QUERY]
-                marks = ",".join("?" * len(part))
-                query = (
-                    f"SELECT entity_key, value, event_ts FROM {self._table} "
-                    f"WHERE entity_key IN ({marks}) AND feature_name = ?"
-                )
-                for key, value, moment in connection.execute(query, (*part, self._feature)):
-                    found[key] = (value, moment)
+        for start in range(0, len(asked), _KEYS_PER_QUERY):
+            part = asked[start : start + _KEYS_PER_QUERY]
+            marks = ",".join("?" * len(part))
+            query = (
+                f"SELECT entity_key, value, event_ts FROM {self._table} "
+                f"WHERE entity_key IN ({marks}) AND feature_name = ?"
+            )
+            for key, value, moment in connection.execute(query, (*part, feature)):
+                found[key] = (value, moment)
         rows = [found.get(key, _NOTHING) for key in asked]
         stored = np.array([moment for _, moment in rows], np.int64)
         there = stored != MISSING
         times = np.full(len(rows), MISSING)
         times[there] = _moments_of(stored[there])
         return [value for value, _ in rows], times
+
+    @contextmanager
+    def _one_moment(self, several: bool) -> Iterator[sqlite3.Connection]:
+        """Yield this thread's connection; the queries of one fetch see no write between them."""
+        connection = self._connection()
+        if several:
+            connection.execute("BEGIN")
+        try:
+            yield connection
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
 
     def close(self) -> None:
         """Close the connections of all threads."""

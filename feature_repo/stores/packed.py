@@ -11,35 +11,23 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from feast.value_type import ValueType
 
-from feature_repo.contracts.errors import ConfigError, OnlineStoreError
-from feature_repo.stores import wire
-from feature_repo.stores.clocks import Int64Array
+from feature_repo.contracts.errors import OnlineStoreError
+from feature_repo.stores.backends import backend_of, field_of, key_of
 from feature_repo.stores.embeddings import Embeddings, Freshness, Ids, id_column
-from feature_repo.stores.places import SqlitePlace, place_of
-from feature_repo.stores.wire import CannotPackError
 from feature_repo.stores.wire_lists import list_header
 from feature_repo.stores.wire_pieces import tag
 
 if TYPE_CHECKING:
-    from feast import FeatureStore, FeatureView
+    from feast import FeatureStore
 
 # Tag and length of the value, tag and length of the packed list in it.
 _FRAME = re.compile(re.escape(tag(ValueType.FLOAT_LIST)) + rb"[\x80-\xff]*[\x00-\x7f]\x0a[\x80-\xff]*[\x00-\x7f]")
-
-
-class _Backend(Protocol):
-    def fetch(self, ids: pa.Array) -> tuple[list[bytes | None], Int64Array]:
-        """Return stored values and event times of ids."""
-
-    def close(self) -> None:
-        """Give back what was opened."""
 
 
 class EmbeddingReader:
@@ -72,24 +60,13 @@ class EmbeddingReader:
         wait_seconds: float = 5.0,
     ) -> None:
         definition = store.get_feature_view(view)
-        if len(definition.entity_columns) != 1:
-            raise ConfigError(
-                f"The view '{view}' has {len(definition.entity_columns)} join keys; this reads views of one."
-            )
-        key = definition.entity_columns[0]
-        fields = {field.name: field for field in definition.features}
-        if feature not in fields:
-            raise ConfigError(f"The view '{view}' has no feature '{feature}'; it has {', '.join(fields)}.")
-        if fields[feature].dtype.to_value_type() != ValueType.FLOAT_LIST:
-            raise ConfigError(f"{view}:{feature} is {fields[feature].dtype}; this reads Array(Float32).")
-        self._key, self._kind = key.name, key.dtype.to_value_type()
-        if self._kind not in (ValueType.INT64, ValueType.STRING):
-            raise ConfigError(f"The join key '{key.name}' is {self._kind.name}; this reads INT64 and STRING.")
+        self._key, self._kind = key_of(definition)
+        field = field_of(definition, feature, [ValueType.FLOAT_LIST])
         self._name = f"{view}:{feature}"
         self._freshness = Freshness(definition.ttl, max_age)
-        self._dim = int(fields[feature].vector_length or definition.tags.get("dim", 0))
+        self._dim = int(field.vector_length or definition.tags.get("dim", 0))
         self.space_id: str | None = definition.tags.get("space_id")
-        self._backend = _backend(store, definition, feature, wait_seconds)
+        self._backend = backend_of(store, definition, [feature], wait_seconds)
 
     @property
     def dim(self) -> int:
@@ -114,10 +91,10 @@ class EmbeddingReader:
             If the store is locked, empty, cannot be reached or holds something else.
         """
         column = id_column(ids, self._kind == ValueType.INT64, self._key)
-        stored, times = self._backend.fetch(column) if len(column) else ([], np.zeros(0, np.int64))
+        ((stored, times),) = self._backend.fetch(column) if len(column) else [([], np.zeros(0, np.int64))]
         fresh, age = self._freshness.judge(times, now)
         found = fresh & np.fromiter(map(bool, stored), np.bool_, len(stored))
-        wanted = stored if found.all() else [stored[position] for position in np.flatnonzero(found)]
+        wanted = stored if found.all() else [stored[position] for position in np.flatnonzero(found).tolist()]
         vectors = self._decode([value for value in wanted if value])
         if not found.all():
             spread = np.zeros((len(stored), self._dim), np.float32)
@@ -152,24 +129,3 @@ class EmbeddingReader:
             f"{self._name}: {wrong} of {len(stored)} stored values are not vectors of {dim} floats. Two widths do "
             "not fit into one array: materialize the view again, or read it with get_online_features."
         )
-
-
-def _backend(store: FeatureStore, view: FeatureView, feature: str, wait_seconds: float) -> _Backend:
-    key = view.entity_columns[0]
-    kind = key.dtype.to_value_type()
-    integer = kind == ValueType.INT64
-
-    def keys(ids: pa.Array) -> pa.Array:
-        return wire.entity_keys([(key.name, ids, kind)])
-
-    try:
-        place = place_of(store.config, store._get_provider().online_store, view)
-    except CannotPackError as reason:
-        raise ConfigError(f"{view.name}:{feature} cannot be read here: {reason}. Use get_online_features.") from reason
-    if isinstance(place, SqlitePlace):
-        from feature_repo.stores.online_sqlite import SqliteReader
-
-        return SqliteReader(place, feature, keys, integer, wait_seconds)
-    from feature_repo.stores.online_redis import RedisReader
-
-    return RedisReader(place, feature, keys, integer)
