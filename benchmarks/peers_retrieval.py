@@ -1,13 +1,14 @@
 """Retrieval by ALS, BPR and item-kNN of `implicit`, searched before the test period, beside the published vectors.
 
-And by two rules that learn nothing: what is chosen most, and one's own choices again before what is chosen most.
+Each of them also with users' own choices added, as ours are. And by two rules that learn nothing: what is chosen most,
+and one's own choices again before what is chosen most.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,17 +16,21 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
+from benchmarks.peers_own import WEIGHTS, dense_scores, rank
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.lake import read_json, write_json
-from jobs import retrieve
-from jobs.retrieve import HORIZON, Pair, Question
+from jobs import retrieve, retrieve_questions
+from jobs.own_choices import OwnChoices
+from jobs.retrieve_questions import HORIZON, Pair, Question
 from jobs.workspace import Progress, Workspace
 from models.bootstrap import bootstrap_mean
-from models.downstream.retrieval import recommended
+from models.downstream.retrieval import Own
 from models.metrics import recall_at_k
 
 K = 100
+ADDED = "own choices added"
 EVER = timedelta(days=36_500)
 Setting = dict[str, Any]
 
@@ -73,8 +78,11 @@ class Asked:
 
     Attributes
     ----------
-    offsets
-        What popularity adds to our products, by item, as it was learned before the moment; None for nothing.
+    offsets, own
+        What popularity, by item, and own choices, by user, add to our products as it was learned before the moment;
+        None for nothing.
+    chosen
+        Own choices of those who are asked about, not weighed yet: what peers are given; None where none are published.
     """
 
     question: Question
@@ -82,11 +90,13 @@ class Asked:
     users: np.ndarray
     items: np.ndarray
     offsets: np.ndarray | None = None
+    own: Own | None = None
+    chosen: Own | None = None
 
     @property
     def ours(self) -> np.ndarray:
         """Our recall@100 per user, [B]."""
-        return self.recall(self.question.rank(self.users, self.items, self.offsets))
+        return self.recall(self.question.rank(self.users, self.items, self.offsets, self.own))
 
     def recall(self, ranked: np.ndarray) -> np.ndarray:
         """Return recall@100 per user of a ranking [B, K]."""
@@ -101,30 +111,47 @@ class Asked:
         scores = (row.toarray().ravel() + popular for row in (own[[user]] for user in self.question.asked))
         return np.stack([np.argsort(-score, kind="stable")[:K] for score in scores])
 
-    def peer(self, peer: str, setting: Setting, seed: int = 0) -> np.ndarray:
-        """Return recall@100 per user of a peer."""
+    def peer(self, peer: str, setting: Setting, weights: Iterable[float] = (0.0,), seed: int = 0) -> list[np.ndarray]:
+        """Return recall@100 per user of a peer, with own choices added by each of some weights."""
         model = model_of(peer, setting, self.items.shape[1], seed)
         known = self.question if setting["past"] == "coverage" else self.ever
         half_life = setting.get("half_life_days")
         counts = np.ones(len(known.ages)) if half_life is None else np.exp2(-known.ages / half_life)
         shape = (len(self.users), len(self.items))
-        return self.recall(recommended(model, *known.pairs, counts, shape, self.question.asked, K))
+        users, items = known.pairs
+        matrix = sparse.csr_matrix((counts.astype(np.float32), (users, items)), shape=shape)
+        with threadpool_limits(1, user_api="blas"):
+            model.fit(matrix, show_progress=False)
+        scores = dense_scores(model, matrix, self.question.asked)
+        # Of those who chose nothing a model knows nothing.
+        cold = np.diff(matrix.indptr)[self.question.asked] == 0
+        scores[cold] = np.asarray(matrix.sum(axis=0)).ravel()
+        return [self.recall(rank(scores, K, self.chosen, weight)) for weight in weights]
 
 
 def asked(ws: Workspace, pair: Pair) -> Asked:
     """Return what retrieval is asked at a pair of snapshots, exactly as `jobs.retrieve` asks it."""
-    lately, ever = (retrieve.ask(ws, pair, past) for past in (None, EVER))
+    lately, ever = (retrieve_questions.ask(ws, pair, past) for past in (None, EVER))
     if lately is None or ever is None:
         raise NotReadyError(f"Nobody chose a known item within {HORIZON.days} days from {pair.users.as_of}.")
-    earlier = retrieve.pair_before(ws, str(pair.users.version), retrieve.before(ws, pair))
-    offsets = retrieve.learn_popularity(ws, earlier).offsets(ws, pair.items, lately.item_ids)
-    return Asked(lately.question, ever.question, lately.users, lately.items, offsets)
+    earlier = retrieve_questions.pair_before(ws, str(pair.users.version), retrieve_questions.before(ws, pair))
+    added = retrieve.learn_added(ws, earlier)
+    own, plain = (each.own(ws, pair.users, lately.user_ids, lately.item_ids) for each in (added.own, OwnChoices(1.0)))
+    return Asked(
+        lately.question,
+        ever.question,
+        lately.users,
+        lately.items,
+        added.popularity.offsets(ws, pair.items, lately.item_ids),
+        own,
+        None if plain is None else plain.take(lately.question.asked),
+    )
 
 
 def windows(ws: Workspace, version: str) -> tuple[Asked, Asked]:
     """Return the question at the start of the test period, and the one 28 days and the lag before it."""
-    test = retrieve.pair_before(ws, version, ws.splits.valid_end)
-    earlier = None if test is None else retrieve.pair_before(ws, version, retrieve.before(ws, test))
+    test = retrieve_questions.pair_before(ws, version, ws.splits.valid_end)
+    earlier = None if test is None else retrieve_questions.pair_before(ws, version, retrieve_questions.before(ws, test))
     if test is None or earlier is None:
         raise NotReadyError(f"{version} has no snapshots before the test period. Run `headwater backfill` first.")
     return asked(ws, test), asked(ws, earlier)
@@ -158,37 +185,47 @@ def compare(
     longer = max(pasts, key=lambda past: float(valid.recall(valid.again(past)).mean()))
     found["own choices again"] = (test.recall(test.again(longer)), {"past": longer, "tried": len(pasts)}, 1)
     for peer in SEARCH:
-        best, chosen = _search(peer, valid, folder / "search", progress)
-        runs = [test.peer(peer, best, seed) for seed in range(1 if peer == "item-kNN" else seeds)]
-        found[peer] = (np.mean(runs, axis=0), chosen, len(runs))
+        for name, (best, weight, chosen) in _search(peer, valid, folder / "search", progress).items():
+            runs = [test.peer(peer, best, [weight], seed)[0] for seed in range(1 if peer == "item-kNN" else seeds)]
+            found[name] = (np.mean(runs, axis=0), chosen, len(runs))
     found |= {name: (*score(test), 1) for name, score in others.items()}
     return [_row(name, recall, ours, setting, runs) for name, (recall, setting, runs) in found.items()]
 
 
-def _search(peer: str, valid: Asked, folder: Path, progress: Progress) -> tuple[Setting, Setting]:
-    """Return the best setting before the test period, and the same with how it did there.
+def _search(
+    peer: str, valid: Asked, folder: Path, progress: Progress
+) -> dict[str, tuple[Setting, float, dict[str, Any]]]:
+    """Return the best setting before the test period, the weight of own choices, and how it did there.
 
-    Settings learn from the choices within `coverage`, which our vectors are computed from, or from those of all time;
-    the best one is tried on those of all time in any case.
+    The same without own choices and with them, by name. Settings learn from the choices within `coverage`, which our
+    vectors are computed from, or from those of all time; the best one is tried on those of all time in any case.
     """
-    scores: list[tuple[float, Setting]] = []
+    weights = (0.0,) if valid.chosen is None else (0.0, *WEIGHTS)
+    scores: list[tuple[Setting, dict[float, float]]] = []
 
     def score(setting: Setting, step: int) -> None:
         progress(f"{peer}: search before the test period", step, len(SEARCH[peer]) + 1)
-        file = folder / f"{peer}-{json.dumps(setting, sort_keys=True)}.json".replace(" ", "")
+        file = folder / f"{peer}-own-{json.dumps(setting, sort_keys=True)}.json".replace(" ", "")
         if not file.exists():
             started = time.monotonic()
-            recall = float(valid.peer(peer, setting).mean())
-            write_json({"recall_at_100": recall, "seconds": time.monotonic() - started}, file)
-        scores.append((read_json(file)["recall_at_100"], setting))
+            recalls = [float(recall.mean()) for recall in valid.peer(peer, setting, weights)]
+            found = dict(zip(map(str, weights), recalls, strict=True))
+            write_json({"recall_at_100": found, "seconds": time.monotonic() - started}, file)
+        scores.append((setting, {float(key): value for key, value in read_json(file)["recall_at_100"].items()}))
 
     for step, setting in enumerate(SEARCH[peer]):
         score(setting, step)
-    longer = max(scores, key=lambda pair: pair[0])[1] | {"past": "all"}
+    longer = max(scores, key=lambda pair: pair[1][0.0])[0] | {"past": "all"}
     if longer not in SEARCH[peer]:
         score(longer, len(SEARCH[peer]))
-    recall, best = max(scores, key=lambda pair: pair[0])
-    return best, {**best, "valid_recall_at_100": recall, "tried": len(scores)}
+    found = {}
+    for name, allowed in ((peer, weights[:1]), (f"{peer}, {ADDED}", weights[1:])):
+        if allowed:
+            tried = [(recalls[weight], setting, weight) for setting, recalls in scores for weight in allowed]
+            recall, best, weight = max(tried, key=lambda each: each[0])
+            told = {**best, "valid_recall_at_100": recall, "tried": len(tried)}
+            found[name] = best, weight, told | ({"weight": weight} if weight else {})
+    return found
 
 
 def _row(name: str, recall: np.ndarray, ours: np.ndarray, setting: Setting, seeds: int) -> dict[str, Any]:

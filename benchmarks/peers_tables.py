@@ -89,10 +89,11 @@ def named(model: str) -> str:
     """Return a model's name with the version of the package that it comes from."""
     from importlib.metadata import version
 
-    package = {"LightGBM": "lightgbm", "ALS": "implicit", "BPR": "implicit", "item-kNN": "implicit"}.get(model)
+    name, *more = model.split(", ", 1)
+    package = {"LightGBM": "lightgbm", "ALS": "implicit", "BPR": "implicit", "item-kNN": "implicit"}.get(name)
     if package is None:
         return f"{model} (RecBole {peers_sasrec.RECBOLE})" if model == "SASRec" else model
-    return f"{model} ({package} {version(package)})"
+    return ", ".join([f"{name} ({package} {version(package)})", *more])
 
 
 def show(found: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from feature_repo.contracts.types import Space
-from jobs import retrieve
+from jobs import retrieve_questions
 from jobs.refresh import Upstream
 from jobs.train_upstream import fit_upstream
 from jobs.workspace import Workspace
@@ -103,7 +103,7 @@ def measure(ws: Workspace, preset: Preset) -> list[dict[str, Any]]:
 def score(ws: Workspace, upstream: Upstream, as_of: datetime) -> dict[str, Any]:
     """Return recall@100 of the vectors as of one moment, and its ratio to popularity."""
     (user_ids, users, _), (item_ids, items, _) = (upstream.infer(entity, as_of) for entity in ("user", "item"))
-    question = retrieve.question(ws, user_ids, item_ids, as_of)
+    question = retrieve_questions.question(ws, user_ids, item_ids, as_of)
     if question is None:
         raise SystemExit(f"Nobody chose a known item within 28 days from {as_of}.")
     found = question.rank(users, items)

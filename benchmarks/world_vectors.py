@@ -24,7 +24,7 @@ from feature_repo.contracts.errors import NotReadyError
 from feature_repo.contracts.naming import ENTITIES, join_key
 from jobs import folding
 from jobs.refresh import Upstream, read_vectors
-from jobs.retrieve import pair_before
+from jobs.retrieve_questions import pair_before
 from jobs.workspace import Workspace
 from jobs.world.config import WorldConfig, checked
 from jobs.world.outcomes import sigmoid

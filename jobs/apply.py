@@ -7,7 +7,7 @@ from typing import Any
 
 from feature_repo import lifecycle
 from feature_repo.contracts.errors import ConfigError, NotReadyError
-from feature_repo.contracts.naming import ENTITIES, attributes_view, embedding_view, stats_view
+from feature_repo.contracts.naming import ENTITIES, attributes_view, choices_view, embedding_view, stats_view
 from feature_repo.failpoints import durable
 from jobs.workspace import Progress, Workspace, silent
 
@@ -45,6 +45,7 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
     known = {consumer["name"]: consumer["record"] for consumer in ws.ledger.consumers()}
     for consumer in ws.config.consumers:
         plain = [view(entity) for view in (attributes_view, stats_view) for entity in ENTITIES]
+        plain += [choices_view()] if consumer.task == "retrieval" else []
         embeddings = [embedding_view(entity, version) for version in consumer.versions for entity in ENTITIES]
         views = [view for view in [*plain, *embeddings] if view in published]
         record = {**known.get(consumer.name, {}), "views": views, "owner": consumer.owner}

@@ -100,7 +100,7 @@ def aligned_pair(path: Path, previous: Path, entity: Entity) -> tuple[pl.Series,
 
 def _choices(ws: Workspace, users: pl.Series, items: pl.Series, as_of: datetime) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the positions [U] of users who chose a known item lately, and for each the positions of those items."""
-    from jobs.retrieve import actions_of
+    from jobs.retrieve_questions import actions_of
 
     chosen = (
         ws.log.window(as_of - WINDOW, as_of)

@@ -189,6 +189,10 @@ class Config(_Settings):
     retrieval_actions: tuple[str, ...] | None = Field(
         None, description="event types that retrieval has to foresee; null: conversions, or clicks without any"
     )
+    own_choices: int = Field(200, ge=0, description="of a user's own items that are published for retrieval; 0: none")
+    own_choices_half_life_days: float = Field(
+        180.0, gt=0, description="days after which a choice of one's own counts half"
+    )
     upstreams: tuple[Upstream, ...] = (
         Upstream(version="v1", description="DERM trained on clicks and conversions"),
         Upstream(version="v2", description="DERM trained on conversions", click_weight=0.0, conversion_weight=1.0),

@@ -1,14 +1,16 @@
-"""Does the online store hold a version's latest snapshot? Every id's clock is read back, and some vectors whole."""
+"""Does the online store hold a view's latest snapshot? Every id's clock is read back, and some rows whole."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.contracts.naming import join_key
 from feature_repo.contracts.types import Snapshot
+from jobs.own_choices import ITEMS, STRENGTHS
 from jobs.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ def check_online(ws: Workspace, snapshot: Snapshot, store: FeatureStore) -> None
     """Compare what the online store answers with a published snapshot.
 
     Every id of the snapshot must answer with the snapshot's ``available_us``, and a sample of ids with exactly the
-    published vectors.
+    published vectors, or lists.
 
     Raises
     ------
@@ -30,11 +32,10 @@ def check_online(ws: Workspace, snapshot: Snapshot, store: FeatureStore) -> None
     """
     from feast.errors import FeastObjectNotFoundException
 
-    from jobs.refresh import read_vectors
-
     key = join_key(snapshot.entity)
-    ids, vectors = read_vectors(ws.home.root / snapshot.path, key)
-    asked = ids.to_list()
+    lists = ["embedding"] if snapshot.version is not None else [ITEMS, STRENGTHS]
+    published = pl.read_parquet(ws.home.root / snapshot.path, columns=[key, *lists])
+    asked = published[key].to_list()
     expected = int(snapshot.available_at.timestamp() * 1_000_000)
     view = snapshot.view
     try:
@@ -42,7 +43,8 @@ def check_online(ws: Workspace, snapshot: Snapshot, store: FeatureStore) -> None
         for start in range(0, len(asked), CHUNK):
             clocks += _read(store, view, "available_us", key, asked[start : start + CHUNK])
         places = np.unique(np.linspace(0, len(asked) - 1, min(SAMPLE, len(asked))).astype(int))
-        sampled = _read(store, view, "embedding", key, [asked[place] for place in places])
+        rows = published[places.tolist()]
+        sampled = {name: _read(store, view, name, key, rows[key].to_list()) for name in lists}
     except FeastObjectNotFoundException as error:
         raise NotReadyError(f"Feast does not know {view} yet. Run `headwater apply`, then materialize.") from error
     wrong = sum(clock != expected for clock in clocks)
@@ -51,13 +53,14 @@ def check_online(ws: Workspace, snapshot: Snapshot, store: FeatureStore) -> None
             f"The online store lacks {wrong:,} of {len(asked):,} rows of {snapshot.snapshot_id}. "
             "Run `headwater materialize` and promote again."
         )
+    wanted = zip(*(rows[name].to_list() for name in lists), strict=True)
     different = sum(
-        vector is None or not np.array_equal(np.asarray(vector, np.float32), vectors[place])
-        for place, vector in zip(places, sampled, strict=True)
+        any(one is None or list(one) != two for one, two in zip(stored, row, strict=True))
+        for stored, row in zip(zip(*sampled.values(), strict=True), wanted, strict=True)
     )
     if different:
         raise NotReadyError(
-            f"{different} of {len(places)} vectors in the online store differ from {snapshot.snapshot_id}, whose clock "
+            f"{different} of {len(places)} rows in the online store differ from {snapshot.snapshot_id}, whose clock "
             "they carry. Run `headwater doctor`, materialize again from before that moment, and promote again."
         )
 

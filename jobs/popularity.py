@@ -36,7 +36,7 @@ class Popularity:
         Of ``item_stats``, summed.
     """
 
-    weight: float
+    weight: float = 0.0
     columns: tuple[str, ...] = ()
 
     @classmethod
@@ -47,7 +47,7 @@ class Popularity:
     @classmethod
     def read(cls, told: dict[str, Any] | None) -> Popularity:
         """Return what :meth:`told` wrote; nothing is added where nothing was written."""
-        return cls(told["weight"], tuple(told["columns"])) if told else cls(0.0)
+        return cls(told["weight"], tuple(told["columns"])) if told else cls()
 
     def told(self) -> dict[str, Any]:
         """Return it as JSON."""

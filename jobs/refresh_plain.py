@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
 import pyarrow as pa
 
-from feature_repo.contracts.naming import ENTITIES, attributes_view, join_key, snapshot_name, stats_view
+from feature_repo.contracts.naming import (
+    ENTITIES,
+    attributes_view,
+    choices_view,
+    join_key,
+    snapshot_name,
+    stats_view,
+)
 from feature_repo.contracts.types import Entity, Verdict, View
 from jobs.publication import Publication, clocked, latest_before, publish, published
 from jobs.workspace import Progress, Workspace, silent
@@ -28,7 +35,7 @@ class Result:
 
 
 def run(ws: Workspace, as_of: datetime, *, progress: Progress = silent) -> Result:
-    """Publish user and item counts as of a moment, and the attributes once.
+    """Publish user and item counts and users' own choices as of a moment, and the attributes once.
 
     A moment that is published already is left as it is.
 
@@ -42,6 +49,7 @@ def run(ws: Workspace, as_of: datetime, *, progress: Progress = silent) -> Resul
         progress(f"counts of {entity}s as of {as_of:%Y-%m-%d}", step, len(ENTITIES))
         publications.append(_attributes(ws, entity))
         publications.append(_counts(ws, entity, as_of))
+    publications.append(_choices(ws, as_of))
     return Result(as_of, tuple(publication for publication in publications if publication is not None))
 
 
@@ -56,6 +64,26 @@ def _counts(ws: Workspace, entity: Entity, as_of: datetime) -> Publication:
     available_at = as_of + ws.config.availability_lag
     table = clocked(_arrow(frame), available_at)
     return _publish(ws, view, entity, table, as_of, available_at, ws.config.ttl_days)
+
+
+def _choices(ws: Workspace, as_of: datetime) -> Publication | None:
+    """Publish what users chose themselves, for all who have counts; None where the settings say so."""
+    from jobs.features.choices import own_choices
+    from jobs.features.history import stats
+    from jobs.retrieve_questions import actions_of
+
+    view, kept = choices_view(), ws.config.own_choices
+    if not kept:
+        return None
+    done = published(ws, view, as_of)
+    if done is not None:
+        return Publication(done, 0.0, reused=True)
+    half_life = timedelta(days=ws.config.own_choices_half_life_days)
+    users = stats(ws.log, "user", as_of, ws.config.coverage)[join_key("user")]
+    frame = own_choices(ws.log, users, as_of, actions_of(ws), half_life, kept)
+    available_at = as_of + ws.config.availability_lag
+    table = clocked(_arrow(frame), available_at)
+    return _publish(ws, view, "user", table, as_of, available_at, ws.config.ttl_days, distinct="items")
 
 
 def _attributes(ws: Workspace, entity: Entity) -> Publication | None:
@@ -88,11 +116,19 @@ def _attributes(ws: Workspace, entity: Entity) -> Publication | None:
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:
     table = frame.to_arrow()
-    plain = [
-        pa.field(field.name, pa.string() if pa.types.is_large_string(field.type) else field.type)
-        for field in table.schema
-    ]
-    return table.cast(pa.schema(plain))
+    return table.cast(pa.schema([pa.field(field.name, _small(field.type)) for field in table.schema]))
+
+
+def _small(kind: pa.DataType) -> pa.DataType:
+    """Return a type as the lake has it, with offsets of 32 bits."""
+    if pa.types.is_large_list(kind):
+        return pa.list_(_small(kind.value_type))
+    return pa.string() if pa.types.is_large_string(kind) else kind
+
+
+def _told(kind: pa.DataType) -> str:
+    """Return a type as views tell it."""
+    return f"list<{kind.value_type}>" if pa.types.is_list(kind) else str(kind)
 
 
 def _publish(
@@ -103,14 +139,16 @@ def _publish(
     as_of: datetime,
     available_at: datetime,
     ttl_days: int,
+    distinct: str | None = None,
 ) -> Publication:
+    """Gate and publish a table; `distinct` names its lists whose values are ids, and lists lie side by side."""
     from validation.gate import default_gate
     from validation.specs import FeatureSpec
 
     key = join_key(entity)
     table = table.replace_schema_metadata({"events": ws.log.fingerprint})
     fields = {
-        field.name: str(field.type) for field in table.schema if field.name not in (key, "event_timestamp", "created")
+        field.name: _told(field.type) for field in table.schema if field.name not in (key, "event_timestamp", "created")
     }
     id_type = "int64" if table.schema.field(key).type == pa.int64() else "string"
 
@@ -127,6 +165,7 @@ def _publish(
             nullable=frozenset() if timed else frozenset(fields),
             may_be_negative=frozenset() if timed else frozenset(fields),
             own_times=not timed and "event_timestamp" in ws.log.attributes(entity).columns,
+            distinct=frozenset([distinct] if distinct else []),
             checked_at=datetime.now(UTC),
         )
         before = latest_before(ws, view, as_of)

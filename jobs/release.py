@@ -8,11 +8,12 @@ from typing import Any
 
 from feature_repo import lifecycle, releases
 from feature_repo.contracts.errors import BusyError, ConfigError, LakeError, NotReadyError
-from feature_repo.contracts.naming import ENTITIES, embedding_view
+from feature_repo.contracts.naming import ENTITIES, choices_view, embedding_view
 from feature_repo.contracts.spaces import check_pins
 from feature_repo.contracts.types import Release, Snapshot
 from feature_repo.lake import folder_digest, read_json
 from jobs import item_index
+from jobs.own_choices import OwnChoices
 from jobs.popularity import Popularity
 from jobs.versions import LOCK
 from jobs.workspace import Progress, Workspace, silent
@@ -89,6 +90,8 @@ def create(
         for version in served
         for entity in ENTITIES
     }
+    if index is not None and "own_choices" in index:
+        snapshots[choices_view()] = _latest(ws, choices_view()).snapshot_id
     with ws.home.lock("create-release"):
         made = releases.every(ws.ledger)
         taken = {release.name for release in made}
@@ -128,9 +131,8 @@ def _index(ws: Workspace, consumer: dict[str, Any]) -> dict[str, Any]:
     """Build the index of the latest item snapshot of a consumer's version, or find the one that was built."""
     version = consumer["versions"][0]
     snapshot = _latest(ws, embedding_view("item", version))
-    popularity = Popularity.read(
-        read_json(ws.home.root / consumer["record"]["artifact"] / "index.json").get("popularity")
-    )
+    learned = read_json(ws.home.root / consumer["record"]["artifact"] / "index.json")
+    popularity, own = Popularity.read(learned.get("popularity")), OwnChoices.read(learned.get("own_choices"))
     folder = item_index.find_or_build(ws, snapshot, popularity)
     return {
         "artifact": str(folder.relative_to(ws.home.root)),
@@ -139,6 +141,7 @@ def _index(ws: Workspace, consumer: dict[str, Any]) -> dict[str, Any]:
         "space_id": ws.ledger.version(version).space_id,
         "snapshot_id": snapshot.snapshot_id,
         **({"popularity": popularity.told()} if popularity.weight else {}),
+        **({"own_choices": own.told()} if own.weight else {}),
     }
 
 
@@ -146,7 +149,8 @@ def promote(ws: Workspace, name: str, *, by: str, now: datetime, progress: Progr
     """Let serving use a release, after everything it needs was seen to be there.
 
     Artifacts must have the bytes they were released with, and the online store must hold the latest snapshot of
-    every version. Then one ledger transaction moves the pointer. Promoting the live release changes nothing.
+    every version, and of own choices where the index adds them. Then one ledger transaction moves the pointer.
+    Promoting the live release changes nothing.
 
     Raises
     ------

@@ -1,33 +1,43 @@
 """Retrieval: an item index over one snapshot, judged on what users chose later, beside the usual baselines.
 
-What an item's popularity adds to its products is learned here, on choices from before the moment it is used at.
+What an item's popularity adds to its products, and that the user chose it before, is learned here, on choices from
+before the moment it is used at.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 
-from feature_repo.contracts.errors import NotReadyError, SpaceMismatchError
-from feature_repo.contracts.naming import ENTITIES, embedding_view
-from feature_repo.contracts.types import Snapshot
+from feature_repo.contracts.errors import NotReadyError
+from feature_repo.contracts.naming import choices_view, embedding_view
 from feature_repo.lake import read_json, write_json
+from jobs.own_choices import OwnChoices
 from jobs.popularity import VIEW, Popularity
+from jobs.retrieve_questions import (
+    HORIZON,
+    KS,
+    Asked,
+    Pair,
+    actions_of,
+    ask,
+    before,
+    pair_before,
+    question,
+    surfaces_of,
+)
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
     from models.downstream.retrieval import RetrievalScore
 
-KS = (10, 50, 100)
-HORIZON = timedelta(days=28)
 WEIGHTS = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05)  # of popularity, against products of unit vectors
+OWN_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # of own choices, against the same
 LEARNED_FROM = 2_000  # users at most
-SURFACE = "surface"  # the context column that says where an item was shown
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,8 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     Relevant items are those a user acted on (``retrieval_actions``; by default converted, or clicked where the
     log has no conversions) within 28 days from the moment the snapshot could be read. Every method ranks the
     same items for the same users. The same is done for the last 28 days before the test period, so that settings
-    can be chosen there and the test period is left alone. Each time the weight of popularity is learned on the 28
-    days before: no choice counts that had not happened when the index is used.
+    can be chosen there and the test period is left alone. Each time the weights of popularity and of own choices are
+    learned on the 28 days before: no choice counts that had not happened when the index is used.
 
     Raises
     ------
@@ -61,33 +71,35 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
         raise NotReadyError(
             f"No snapshot of {version} lies before {ws.splits.valid_end}. Run `headwater backfill` first."
         )
-    folder = ws.home.artifacts / f"{name}-{test.users.sha256[:8]}{test.items.sha256[:8]}"
+    # Own choices are tried where they are published, whether or not they come to weigh anything.
+    published = [test.users, test.items, *filter(None, [OwnChoices(1.0).choices(ws, test.users)])]
+    folder = ws.home.artifacts / f"{name}-{''.join(snapshot.sha256[:8] for snapshot in published)}"
     done = folder / "scores.json"
     reused = done.exists()
     if not reused:
         ws.use_threads()
         progress(f"{name}: build the index and its baselines", 0, 2)
         earlier = pair_before(ws, version, before(ws, test))
-        popularity = learn_popularity(ws, earlier)
-        scores = _score(ws, test, popularity)
+        added = learn_added(ws, earlier)
+        scores = _score(ws, test, added)
         if scores is None:
             raise NotReadyError(
                 f"Nobody chose a known item within {HORIZON.days} days from {test.users.available_at}. "
                 "Set other splits."
             )
         index = {key: scores["setup"][key] for key in ("index", "items", "snapshot")}
-        facts = {"space_id": scores["space_id"], "popularity": popularity.told()}
-        write_json({**index, **facts}, folder / "index.json")
+        write_json({**index, "space_id": scores["space_id"], **added.told()}, folder / "index.json")
         progress(f"{name}: the same before the test period", 1, 2)
         validation = None
         if earlier is not None:
             still_earlier = pair_before(ws, version, before(ws, earlier))
-            validation = _score(ws, earlier, learn_popularity(ws, still_earlier))
+            validation = _score(ws, earlier, learn_added(ws, still_earlier))
         write_json({**scores, "validation": validation}, done)
         progress(f"{name}: scored", 2, 2)
     views = [embedding_view(entity, version) for entity in ("user", "item")]
-    if Popularity.read(read_json(folder / "index.json").get("popularity")).weight:
-        views.append(VIEW)
+    added = Added.read(read_json(folder / "index.json"))
+    views += [VIEW] if added.popularity.weight else []
+    views += [choices_view()] if added.own.weight else []
     record = {
         "views": views,
         "artifact": str(folder.relative_to(ws.home.root)),
@@ -99,188 +111,60 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The user and the item snapshot of one moment."""
+class Added:
+    """What retrieval adds to the product of user and item; nothing by default."""
 
-    users: Snapshot
-    items: Snapshot
+    popularity: Popularity = field(default_factory=Popularity)
+    own: OwnChoices = field(default_factory=OwnChoices)
 
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> Added:
+        """Return what :meth:`told` wrote; nothing is added where nothing was written."""
+        return cls(Popularity.read(told.get("popularity")), OwnChoices.read(told.get("own_choices")))
 
-def pair_before(ws: Workspace, version: str, until: datetime) -> Pair | None:
-    """Return the last snapshots that could be read at `until`; None where there are none."""
-    last = []
-    for entity in ENTITIES:
-        found = [s for s in ws.ledger.snapshots(embedding_view(entity, version), accepted=True) if s.as_of <= until]
-        if not found:
-            return None
-        last.append(found[-1])
-    users, items = last
-    if users.space_id != items.space_id or users.as_of != items.as_of:
-        raise SpaceMismatchError(
-            f"{users.snapshot_id} and {items.snapshot_id} are of two spaces or moments. Refresh both for one as_of."
-        )
-    return Pair(users, items)
+    def told(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {"popularity": self.popularity.told(), "own_choices": self.own.told()}
 
-
-def before(ws: Workspace, pair: Pair) -> datetime:
-    """Return the moment whose question had been answered when a pair of snapshots was made."""
-    return pair.users.as_of - HORIZON - ws.config.availability_lag
+    def rank(self, ws: Workspace, pair: Pair, found: Asked) -> np.ndarray:
+        """Return the best items for those whom the question of a pair of snapshots is about, int [B, K]."""
+        offsets = self.popularity.offsets(ws, pair.items, found.item_ids)
+        own = self.own.own(ws, pair.users, found.user_ids, found.item_ids)
+        return found.question.rank(found.users, found.items, offsets, own)
 
 
-def learn_popularity(ws: Workspace, pair: Pair | None) -> Popularity:
-    """Return the weight of popularity with which the most was found of what users chose after a pair of snapshots.
+def learn_added(ws: Workspace, pair: Pair | None) -> Added:
+    """Return the weights with which the most was found of what users chose after a pair of snapshots.
 
-    Nothing is added where there is no such pair, or nobody chose anything. Of equal weights the least is taken.
+    Nothing is added where there is no such pair, or nobody chose anything. Of equal weights the least are taken.
     """
     from models.metrics import recall_at_k
 
     found = None if pair is None else ask(ws, pair)
     if pair is None or found is None:
-        return Popularity(0.0)
+        return Added()
     asked, most = found.question, len(found.question.asked)
     chosen = np.unique(np.linspace(0, most - 1, min(most, LEARNED_FROM)).astype(np.int64))
     some = replace(asked, asked=asked.asked[chosen], relevant=[asked.relevant[place] for place in chosen])
     # In a small catalogue a hundred items would be nearly all of them.
     k = min(max(KS), max(1, len(found.items) // 10))
-    tried = [Popularity.of_actions(actions_of(ws), weight) for weight in WEIGHTS]
-    recalls = []
-    for popularity in tried:
-        ranked = some.rank(found.users, found.items, popularity.offsets(ws, pair.items, found.item_ids))
-        recalls.append(float(recall_at_k(ranked, some.relevant, (k,))[k].mean()))
-    return tried[int(np.argmax(recalls))]
+    owns = [OwnChoices(weight) for weight in OWN_WEIGHTS]
+    # Who published no choices has none to weigh.
+    tried = [(own, own.own(ws, pair.users, found.user_ids, found.item_ids)) for own in owns]
+    tried = [(own, given) for own, given in tried if given is not None or not own.weight]
+    best, most_found = Added(), -1.0
+    for weight in WEIGHTS:
+        popularity = Popularity.of_actions(actions_of(ws), weight)
+        offsets = popularity.offsets(ws, pair.items, found.item_ids)
+        for own, given in tried:
+            ranked = some.rank(found.users, found.items, offsets, given)
+            recall = float(recall_at_k(ranked, some.relevant, (k,))[k].mean())
+            if recall > most_found:
+                best, most_found = Added(popularity, own), recall
+    return best
 
 
-@dataclass(frozen=True)
-class Question:
-    """What retrieval is asked as of one moment, and how well it was answered.
-
-    Attributes
-    ----------
-    asked
-        Positions among the user ids of those who chose something, int [B].
-    relevant
-        For each of them the positions of the items chosen within `HORIZON`.
-    popular
-        Items by how often they were chosen before the moment, int [B, K].
-    pairs
-        Positions of user and item of every choice before the moment, in order of time, int [E] each.
-    ages
-        Days from each of them to the moment, float [E].
-    """
-
-    asked: np.ndarray
-    relevant: list[np.ndarray]
-    popular: np.ndarray
-    pairs: tuple[np.ndarray, np.ndarray]
-    ages: np.ndarray
-
-    def rank(self, users: np.ndarray, items: np.ndarray, offsets: np.ndarray | None = None) -> np.ndarray:
-        """Return the best items for those who are asked about, int [B, K]; users [U, D], items [I, D], offsets [I]."""
-        from models.downstream.retrieval import build_index
-
-        found, _ = build_index(items, offsets=offsets).search(users[self.asked], max(KS))
-        return found
-
-    def score(self, ranked: np.ndarray) -> RetrievalScore:
-        """Return recall of a ranking [B, K], and its ratio to popularity."""
-        from models.downstream.retrieval import score_retrieval
-
-        return score_retrieval(ranked, self.relevant, KS, baseline=self.popular)
-
-
-def question(
-    ws: Workspace,
-    user_ids: pl.Series,
-    item_ids: pl.Series,
-    as_of: datetime,
-    past: timedelta | None = None,
-    surface: str | None = None,
-) -> Question | None:
-    """Read from the log what the given users chose of the given items; None if nobody chose any.
-
-    Choices before `as_of`, as far as `past` reaches (`coverage` by default), are for the baselines; choices within
-    28 days from the moment at which a snapshot as of `as_of` can be read are to be found.
-
-    Parameters
-    ----------
-    surface
-        Only choices that came of an impression on it; None for all.
-    """
-    from models.downstream.retrieval import popularity
-
-    positions = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
-    rows = pl.DataFrame({"user_id": user_ids}).with_row_index("user")
-    start = as_of + ws.config.availability_lag
-    acted = ws.log.scan().filter(pl.col("event_type").is_in(list(actions_of(ws))))
-    if surface is not None:
-        acted = acted.select("event_timestamp", "user_id", "item_id", "impression_id").join(
-            _shown_on(ws, surface), on="impression_id", how="semi"
-        )
-
-    def between(first: datetime, last: datetime) -> pl.DataFrame:
-        found = acted.filter(pl.col("event_timestamp").is_between(first, last, closed="left"))
-        chosen = found.select("user_id", "item_id", "event_timestamp").collect()
-        return chosen.join(positions, on="item_id", maintain_order="left")
-
-    chosen = between(start, start + HORIZON).select("user_id", "item").unique().join(rows, on="user_id")
-    if chosen.height == 0:
-        return None
-    asked = chosen["user"].unique().sort()
-    relevant = dict(chosen.sort("item").group_by("user").agg("item").iter_rows())
-    before = between(as_of - (past or ws.config.coverage), as_of)
-    counts = np.bincount(before["item"].to_numpy(), minlength=len(item_ids)).astype(np.float64)
-    pairs = before.join(rows, on="user_id", maintain_order="left")
-    return Question(
-        asked=asked.to_numpy(),
-        relevant=[np.array(relevant[user]) for user in asked.to_list()],
-        popular=popularity(counts, len(asked), max(KS)),
-        pairs=(pairs["user"].to_numpy(), pairs["item"].to_numpy()),
-        ages=pairs.select((as_of - pl.col("event_timestamp")).dt.total_seconds() / 86_400).to_series().to_numpy(),
-    )
-
-
-def surfaces_of(ws: Workspace) -> list[str]:
-    """Return where items were shown, by the context column of that name; empty where the log has none."""
-    if SURFACE not in ws.log.context_columns.categorical:
-        return []
-    found = ws.log.scan().select(pl.col(SURFACE).drop_nulls().cast(pl.String).unique()).collect(engine="streaming")
-    return found[SURFACE].sort().to_list()
-
-
-def _shown_on(ws: Workspace, surface: str) -> pl.LazyFrame:
-    """Return the ids of the impressions on a surface: the context belongs to the impression, not to what followed."""
-    shown = (pl.col("event_type") == "impression") & (pl.col(SURFACE).cast(pl.String) == surface)
-    return ws.log.scan().filter(shown).select("impression_id")
-
-
-def actions_of(ws: Workspace) -> tuple[str, ...]:
-    """Return the event types that retrieval has to foresee."""
-    found = "conversion" if ws.log.record.counts.get("conversion") else "click"
-    return ws.config.retrieval_actions or (found,)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A pair of snapshots with the question that is asked of it; user ids and vectors [U, D], items [I, D]."""
-
-    question: Question
-    user_ids: pl.Series
-    users: np.ndarray
-    item_ids: pl.Series
-    items: np.ndarray
-
-
-def ask(ws: Workspace, pair: Pair, past: timedelta | None = None) -> Asked | None:
-    """Return the question of a pair of snapshots (`past` as for :func:`question`); None where nobody chose anything."""
-    from jobs.refresh import read_vectors
-
-    user_ids, users = read_vectors(ws.home.root / pair.users.path, "user_id")
-    item_ids, items = read_vectors(ws.home.root / pair.items.path, "item_id")
-    asked = question(ws, user_ids, item_ids, pair.users.as_of, past)
-    return None if asked is None else Asked(asked, user_ids, users, item_ids, items)
-
-
-def _score(ws: Workspace, pair: Pair, popularity: Popularity) -> dict[str, Any] | None:
+def _score(ws: Workspace, pair: Pair, added: Added) -> dict[str, Any] | None:
     """Score a pair of snapshots and the baselines; None where nobody chose a known item."""
     from models.downstream.retrieval import als, build_index
 
@@ -288,14 +172,19 @@ def _score(ws: Workspace, pair: Pair, popularity: Popularity) -> dict[str, Any] 
     if found is None:
         return None
     asked, user_ids, users, item_ids, items = (found.question, found.user_ids, found.users, found.item_ids, found.items)
-    offsets = popularity.offsets(ws, pair.items, item_ids)
     factors = items.shape[1]
     ones = np.ones(len(asked.pairs[0]), np.float32)
     factorized = als(*asked.pairs, ones, (len(users), len(items)), asked.asked, max(KS), factors=factors)
-    own = _name(ws, str(pair.users.version))
+    name = _name(ws, str(pair.users.version))
+    # What was added is taken away again, one after the other.
+    ours = {
+        added: name,
+        replace(added, own=OwnChoices()): f"{name}, popularity added",
+        Added(): f"{name}, vectors alone",
+    }
+    ours[added] = name
     ranked = {
-        own: asked.rank(users, items, offsets),
-        **({} if offsets is None else {f"{own}, vectors alone": asked.rank(users, items)}),
+        **{label: each.rank(ws, pair, found) for each, label in ours.items()},
         f"popularity ({', '.join(actions_of(ws))})": asked.popular,
         f"ALS ({factors} factors, implicit)": factorized,
     }
@@ -303,11 +192,14 @@ def _score(ws: Workspace, pair: Pair, popularity: Popularity) -> dict[str, Any] 
     for surface in surfaces_of(ws):
         there = question(ws, user_ids, item_ids, pair.users.as_of, surface=surface)
         if there is not None:
-            positions = {own: there.rank(users, items, offsets), f"popularity ({surface})": there.popular}
-            scored = {name: _row(name, there.score(found)) for name, found in positions.items()}
+            positions = {
+                name: added.rank(ws, pair, replace(found, question=there)),
+                f"popularity ({surface})": there.popular,
+            }
+            scored = {label: _row(label, there.score(ranking)) for label, ranking in positions.items()}
             surfaces += [{"surface": surface, "users": len(there.asked), **row} for row in scored.values()]
     return {
-        "table": [_row(name, asked.score(positions)) for name, positions in ranked.items()],
+        "table": [_row(label, asked.score(positions)) for label, positions in ranked.items()],
         "by_surface": surfaces,
         "setup": {
             "as_of": pair.users.as_of.isoformat(),
@@ -318,7 +210,7 @@ def _score(ws: Workspace, pair: Pair, popularity: Popularity) -> dict[str, Any] 
             "relevant": sum(len(found) for found in asked.relevant),
             "index": build_index(items).kind,
             "snapshot": pair.items.snapshot_id,
-            "popularity": popularity.told(),
+            **added.told(),
         },
         "space_id": pair.users.space_id,
     }

@@ -28,8 +28,10 @@ def feature_schema(spec: FeatureSpec) -> dict[str, pa.DataType | None]:
 def feature_statistics(path: Path, spec: FeatureSpec, workdir: Path, previous: Path | None) -> tuple[Path, Summary]:
     """Write one row of statistics of a feature snapshot, whose schema has been checked, and return it.
 
-    Per feature column: ``<column>.nulls``, and for numbers ``<column>.nonfinite`` and ``<column>.negative``;
-    and as ``features_...`` their sums over the columns in which they are a fault.
+    Per feature column: ``<column>.nulls``, and for numbers, or the numbers in lists, ``<column>.nonfinite`` and
+    ``<column>.negative``; for lists ``<column>.gaps`` (nulls in them), ``<column>.uneven`` (lists of another length
+    than the row's first) and ``<column>.repeated`` (values that a list has twice). As ``features_...`` their sums over
+    the columns in which they are a fault.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     id_name = f"{spec.entity}_id"
@@ -40,7 +42,11 @@ def feature_statistics(path: Path, spec: FeatureSpec, workdir: Path, previous: P
     for batch in iter_batches(path, [*spec.columns, "event_timestamp", "created"]):
         clocks.add(batch)
         for name in spec.columns:
-            for statistic, count in _column_counts(batch.column(name)).items():
+            values = batch.column(name)
+            found = _column_counts(values)
+            if pa.types.is_list(values.type):
+                found |= _list_counts(values, batch.column(_lists(spec)[0]))
+            for statistic, count in found.items():
                 key = f"{name}.{statistic}"
                 counts[key] = counts.get(key, 0) + count
     summary: Summary = {
@@ -70,12 +76,28 @@ def _keys(path: Path, ids: pa.Array) -> pa.Array:
 
 def _column_counts(values: pa.Array) -> dict[str, int]:
     counts = {"nulls": values.null_count}
+    values = values.flatten() if pa.types.is_list(values.type) else values
     if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
         present = values.drop_null()
         finite = pc.is_finite(present)
         counts["nonfinite"] = len(present) - int(pc.sum(finite).as_py() or 0)
         counts["negative"] = int(pc.sum(pc.less(present, pa.scalar(0, present.type))).as_py() or 0)
     return counts
+
+
+def _list_counts(lists: pa.Array, first: pa.Array) -> dict[str, int]:
+    lengths, wanted = (pc.list_value_length(each).fill_null(0) for each in (lists, first))
+    flat, parents = lists.flatten(), pc.list_parent_indices(lists)
+    pairs = pa.table({"row": parents, "value": flat}).group_by(["row", "value"]).aggregate([])
+    return {
+        "gaps": flat.null_count,
+        "uneven": int(pc.sum(pc.not_equal(lengths, wanted)).as_py() or 0),
+        "repeated": len(flat) - pairs.num_rows,
+    }
+
+
+def _lists(spec: FeatureSpec) -> list[str]:
+    return [name for name, kind in spec.columns.items() if pa.types.is_list(kind)]
 
 
 def feature_rules(spec: FeatureSpec, bounds: Bounds, summary: Summary) -> list[Rule]:
@@ -98,10 +120,15 @@ def feature_rules(spec: FeatureSpec, bounds: Bounds, summary: Summary) -> list[R
 
 def _faults(spec: FeatureSpec) -> dict[str, tuple[str, list[str], str]]:
     """Return per fault the statistic that counts it, the columns it is a fault in, and what it means."""
-    floats = [name for name, kind in spec.columns.items() if pa.types.is_floating(kind)]
-    numbers = [name for name, kind in spec.columns.items() if pa.types.is_integer(kind) or name in floats]
+    lists = _lists(spec)
+    kinds = {name: kind.value_type if name in lists else kind for name, kind in spec.columns.items()}
+    floats = [name for name, kind in kinds.items() if pa.types.is_floating(kind)]
+    numbers = [n for n, kind in kinds.items() if n in floats or (pa.types.is_integer(kind) and n not in spec.distinct)]
     return {
         "not_null": ("nulls", [name for name in spec.columns if name not in spec.nullable], "a feature is missing"),
         "finite": ("nonfinite", floats, "NaN or infinite"),
         "not_negative": ("negative", [n for n in numbers if n not in spec.may_be_negative], "a count below zero"),
+        "without_gaps": ("gaps", lists, "a list has an empty place"),
+        "side_by_side": ("uneven", lists, "lists of one row have different lengths"),
+        "listed_once": ("repeated", [name for name in lists if name in spec.distinct], "a list has a value twice"),
     }

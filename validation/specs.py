@@ -78,6 +78,8 @@ class FeatureSpec:
     own_times
         Whether each row has a moment of its own (attributes that change): `event_timestamp` is then free,
         and an entity may have several rows of different moments.
+    distinct
+        Columns of lists in which a value must not occur twice. All lists of a row are of one length.
     """
 
     snapshot_id: str
@@ -92,11 +94,12 @@ class FeatureSpec:
     nullable: frozenset[str] = frozenset()
     may_be_negative: frozenset[str] = frozenset()
     own_times: bool = False
+    distinct: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Raise ConfigError where the claim itself makes no sense."""
         _check_moments(self.snapshot_id, self.as_of, self.available_at, self.checked_at)
-        unknown = sorted((self.nullable | self.may_be_negative) - set(self.columns))
+        unknown = sorted((self.nullable | self.may_be_negative | self.distinct) - set(self.columns))
         if unknown:
             raise ConfigError(f"{self.snapshot_id}: {', '.join(unknown)} are named but are no feature columns.")
         if not self.columns or self.min_rows < 1:

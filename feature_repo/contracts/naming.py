@@ -39,6 +39,11 @@ def attributes_view(entity: Entity) -> str:
     return f"{entity}_attributes"
 
 
+def choices_view() -> str:
+    """Return the view of what users chose themselves, which retrieval reads and no ranker does."""
+    return "user_choices"
+
+
 def moment_stem(moment: datetime) -> str:
     """Return a sortable file stem for a UTC moment, e.g. ``20170807T000000Z``.
 

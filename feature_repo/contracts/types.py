@@ -163,9 +163,10 @@ class Release:
         By name: ``task``, ``versions``, ``artifact`` (folder below the home folder), ``digest`` (of its files).
     index
         The item index: ``artifact``, ``digest``, ``version``, ``space_id``, ``snapshot_id``, and what
-        ``popularity`` adds where it does; None without one.
+        ``popularity`` and ``own_choices`` add where they do; None without one.
     snapshots
-        By embedding view, the snapshot that was the latest when the release was made. The views' names are those of
+        By embedding view, and that of own choices where the index adds them, the snapshot that was the latest when the
+        release was made. The views' names are those of
         the online tables that serving reads.
     """
 

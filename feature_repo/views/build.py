@@ -32,6 +32,8 @@ _TYPES: dict[str, Any] = {
     "int64": Int64,
     "bool": Bool,
     "list<float>": Array(Float32),
+    "list<int64>": Array(Int64),
+    "list<string>": Array(String),
 }
 
 

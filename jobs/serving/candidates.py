@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from feature_repo.contracts.errors import ConfigError
+from feature_repo.stores.list_reader import Lists
+from jobs.own_choices import ITEMS, STRENGTHS, OwnChoices
 from jobs.serving.rows import PlainRows
+
+if TYPE_CHECKING:
+    from models.downstream.retrieval import Own
 
 _FILTERS_HELD = 64
 _BY = ("conversions_28d", "clicks_28d", "activity_28d", "impressions_28d")
@@ -31,9 +36,17 @@ class Candidates:
         Plain item views: attributes for filters, counts for popularity.
     now
         Microseconds.
+    own_choices
+        What the release adds for items of a user's own; None for nothing.
     """
 
-    def __init__(self, folder: Path, plain: Mapping[str, PlainRows], now: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plain: Mapping[str, PlainRows],
+        now: int,
+        own_choices: OwnChoices | None = None,
+    ) -> None:
         from models.downstream.index_files import load_index
 
         self._index = load_index(folder)
@@ -42,16 +55,26 @@ class Candidates:
         self._attributes = self._columns(plain.get("item_attributes"), now)
         self._popular = self._by_popularity(plain.get("item_stats"), now)
         self._held: dict[str, np.ndarray] = {}
+        self._own_choices = own_choices or OwnChoices()
+        weighed = self._own_choices.weight > 0
+        self._places = {item: place for place, item in enumerate(self.ids.to_pylist())} if weighed else {}
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def own(self, chosen: Lists | None) -> Own | None:
+        """Return what the choices of R users add, [R, N]; None where the release adds nothing for them."""
+        if chosen is None:
+            return None
+        return self._own_choices.placed(chosen.values[ITEMS], chosen.values[STRENGTHS], self._places)
+
     def search(
-        self, users: np.ndarray, space_id: str, k: int, among: np.ndarray | None
+        self, users: np.ndarray, space_id: str, k: int, among: np.ndarray | None, own: Own | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions of the K best items and their inner products, [R, K]; -1 where there are fewer.
 
-        The order may count popularity too (`jobs.popularity`); the products are those of the vectors alone.
+        The order may count popularity and a user's own choices too (`jobs.popularity`, `jobs.own_choices`); the
+        products are those of the vectors alone.
         """
         from feature_repo.contracts.spaces import require_same
 
@@ -61,8 +84,9 @@ class Candidates:
             what="the item index and the users that search it",
             remedy="Release an index of the version that serving reads.",
         )
-        positions, scores = self._index.index.search(users, min(k, len(self)), among)
-        return positions, scores - self._index.index.offsets(np.maximum(positions, 0))
+        index = self._index.index
+        positions, _ = index.search(users, min(k, len(self)), among, own)
+        return positions, index.products(users, positions)
 
     def popular(self, k: int, among: np.ndarray | None) -> np.ndarray:
         """Return the positions of the most popular items of the last four weeks, int64 [K]."""

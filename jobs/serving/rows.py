@@ -28,6 +28,7 @@ from feature_repo.contracts.types import Snapshot, View
 from feature_repo.lake import Home
 from feature_repo.stores import twin
 from feature_repo.stores.bank import ItemBank
+from feature_repo.stores.list_reader import ListReader, Lists
 from feature_repo.stores.packed import EmbeddingReader
 
 if TYPE_CHECKING:
@@ -184,6 +185,8 @@ class UserRows:
     members
         Embedding view -> some users of its latest snapshot. Those that are stored now witness from here on that the
         store still has what it had.
+    choices
+        The view of users' own choices and its lists; None where nobody reads them.
 
     Raises
     ------
@@ -197,10 +200,12 @@ class UserRows:
         plain: Sequence[View],
         spaces: Mapping[str, str],
         members: Mapping[str, Sequence[Any]],
+        choices: tuple[str, Sequence[str]] | None = None,
     ) -> None:
         self._store, self._plain = store, tuple(plain)
         self._witnesses: dict[str, list[Any]] = {}
         self._features = [f"{view.name}:{name}" for view in plain for name in view.fields]
+        self._choices = None if choices is None else ListReader(store, *choices)
         self._readers: dict[str, EmbeddingReader] = {}
         for name, space_id in spaces.items():
             tagged = store.get_feature_view(name).tags.get("space_id")
@@ -253,6 +258,10 @@ class UserRows:
             self.check(view)
         age = np.rint(np.nan_to_num(answer.age) * 1e6).astype(np.int64)
         return Vectors(answer.vectors, answer.found, np.where(answer.found, micros(now) - age, -1))
+
+    def choices(self, ids: list[Any], now: datetime) -> Lists | None:
+        """Return the own choices of R users, empty where no row may be read now; None where nobody reads them."""
+        return None if self._choices is None else self._choices.read(ids, now)
 
     def check(self, view: str | None = None) -> None:
         """Tell users that the store never knew from a store that lost what it had, as Redis does without a file.

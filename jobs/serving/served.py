@@ -19,9 +19,10 @@ import sqlalchemy as sa
 from feature_repo import ledger_tables as tables
 from feature_repo import releases
 from feature_repo.contracts.errors import ConfigError, NotFoundError, NotReadyError
-from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
+from feature_repo.contracts.naming import ENTITIES, choices_view, embedding_view, join_key
 from feature_repo.contracts.types import Release, Snapshot, View
 from jobs import item_index
+from jobs.own_choices import ITEMS, STRENGTHS, OwnChoices
 from jobs.popularity import Popularity
 from jobs.release import check_parts
 from jobs.serving.candidates import Candidates
@@ -178,7 +179,7 @@ def load(ws: Workspace, store: FeatureStore, now: datetime) -> Served:
             f"{', '.join(empty)} has no snapshot that may be read at {now:%Y-%m-%d %H:%M} UTC: all are later, or older "
             "than the view's time to live. Refresh the versions, or serve a log of the past with --now."
         )
-    plain_views = [view for view in records.values() if view.version is None]
+    plain_views = [view for view in records.values() if view.version is None and view.name != choices_view()]
     plain = {
         view.name: PlainRows(ws.home, view, visible.get(view.name, []), now)
         for view in plain_views
@@ -193,18 +194,26 @@ def load(ws: Workspace, store: FeatureStore, now: datetime) -> Served:
     for name, part in release.consumers.items():
         rankers[part["task"]] = ServedRanker.load(ws.home.root, name, part, spaces)
     read = {view for view in spaces if records[view].entity == "user"}
+    told = release.index or {}
+    own_choices = OwnChoices.read(told.get("own_choices"))
+    if own_choices.weight and not visible.get(choices_view()):
+        raise NotReadyError(
+            f"{release.name} adds own choices, and {choices_view()} has no snapshot that may be read at "
+            f"{now:%Y-%m-%d %H:%M} UTC. Run `headwater backfill`, or serve a log of the past with --now."
+        )
     users = UserRows(
         store,
         [view for view in plain_views if view.entity == "user" and visible.get(view.name)],
         {view: spaces[view] for view in read},
         {view: _some_ids(ws, visible[view][-1]) for view in read},
+        choices=(choices_view(), (ITEMS, STRENGTHS)) if own_choices.weight else None,
     )
     integer_ids = records[next(iter(spaces))].id_type == "int64"
     candidates = None
     if release.index is not None:
         latest = visible[embedding_view("item", release.index["version"])][-1]
-        popularity = Popularity.read(release.index.get("popularity"))
-        candidates = Candidates(item_index.find_or_build(ws, latest, popularity), plain, micros(now))
+        folder = item_index.find_or_build(ws, latest, Popularity.read(told.get("popularity")))
+        candidates = Candidates(folder, plain, micros(now), own_choices)
     return Served(
         key=key,
         release=release,

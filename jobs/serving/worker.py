@@ -183,7 +183,7 @@ def compute(served: Served, tasks: Sequence[Task], settings: ServeSettings) -> l
         return []
     now = settings.moment()
     users = _users(served, tasks, now)
-    found = _retrieve(served, tasks, users)
+    found = _retrieve(served, tasks, users, now)
     places = [number for number, task in enumerate(tasks) if task.rank]
     scored: dict[int, tuple[Rows, np.ndarray, dict[str, np.ndarray]]] = {}
     if places:
@@ -238,7 +238,7 @@ def _users(served: Served, tasks: Sequence[Task], now: datetime) -> dict[str, Ve
 
 
 def _retrieve(
-    served: Served, tasks: Sequence[Task], known: Mapping[str, Vectors]
+    served: Served, tasks: Sequence[Task], known: Mapping[str, Vectors], now: datetime
 ) -> list[tuple[list[Any], np.ndarray, str | None]]:
     """Return each task's items, their similarity and whether the user was unknown."""
     found: list[tuple[list[Any], np.ndarray, str | None]] = [
@@ -253,6 +253,7 @@ def _retrieve(
             "The release holds no item index. Release a retrieval consumer, or bring items to /v1/rank."
         )
     users = known[embedding_view("user", version)].take(asking)
+    own = candidates.own(served.users.choices([tasks[at].user_id for at in asking], now))
     space = served.release.versions[version]
     most = [(tasks[at].retrieve or 0) + len(tasks[at].exclude) for at in asking]
     among = [candidates.among(tasks[at].filters) for at in asking]
@@ -260,14 +261,17 @@ def _retrieve(
     shared: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     if plain:
         # Those without a filter are searched together.
-        positions, scores = candidates.search(users.values[plain], space, max(most[number] for number in plain), None)
+        positions, scores = candidates.search(
+            users.values[plain], space, max(most[number] for number in plain), None, own and own.take(plain)
+        )
         shared = {number: (positions[row], scores[row]) for row, number in enumerate(plain)}
     for number, at in enumerate(asking):
         fallback = None
         if number in shared:
             places, scores = shared[number]
         elif users.found[number]:
-            both = candidates.search(users.values[[number]], space, most[number], among[number])
+            mine = own and own.take([number])
+            both = candidates.search(users.values[[number]], space, most[number], among[number], mine)
             places, scores = both[0][0], both[1][0]
         else:
             places, fallback = candidates.popular(most[number], among[number]), "popular"

@@ -19,7 +19,28 @@ from models.metrics import Floats, Integers, recall_at_k
 
 # Up to here an exact search of one user takes a few milliseconds and nothing has to be built.
 _FLAT_ITEMS = 100_000
+_ROWS_AT_ONCE = 256  # users whose items are scored together
 _NEIGHBOURS, _BUILD_DEPTH, _SEARCH_DEPTH, _DEEPEST = 32, 200, 256, 4096
+
+
+@dataclass(frozen=True)
+class Own:
+    """Items that each user is known to choose, which count for more than their products say.
+
+    Attributes
+    ----------
+    positions
+        int64 ``[B, N]``, each item of a user once; -1 where a user has fewer.
+    added
+        To the products with them, float32 ``[B, N]``, at least 0.
+    """
+
+    positions: Integers
+    added: NDArray[np.float32]
+
+    def take(self, rows: Sequence[int] | Integers) -> Own:
+        """Return those of some of the users."""
+        return Own(self.positions[rows], self.added[rows])
 
 
 class ItemIndex:
@@ -39,8 +60,10 @@ class ItemIndex:
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
-    def search(self, users: ArrayLike, k: int, among: Integers | None = None) -> tuple[Integers, NDArray[np.float32]]:
-        """Return the k items with the largest inner product, and offset where they have one, for each user.
+    def search(
+        self, users: ArrayLike, k: int, among: Integers | None = None, own: Own | None = None
+    ) -> tuple[Integers, NDArray[np.float32]]:
+        """Return the k items with the largest inner product, and what is added to it, for each user.
 
         Parameters
         ----------
@@ -50,11 +73,14 @@ class ItemIndex:
             K; where there are fewer items, positions are filled with -1.
         among
             Positions of the only items to look at. Few are searched exactly, whatever the kind.
+        own
+            Items that users chose themselves: each of them is scored, whether the search finds it or not.
 
         Returns
         -------
         positions, scores
-            ``[B, K]`` each, best first.
+            ``[B, K]`` each, best first. Scores are products, with the offsets of items that have one, and with what
+            `own` adds.
 
         Raises
         ------
@@ -66,18 +92,49 @@ class ItemIndex:
             own, theirs = (count - self.with_offsets for count in (vectors.shape[1], self._index.d))
             raise ValueError(f"ItemIndex: user vectors have {own} numbers, items {theirs}.")
         if among is not None and len(among) <= _FLAT_ITEMS:
-            return self._search_exactly(vectors, k, np.asarray(among, np.int64))
-        parameters = self._parameters(k, among)
-        scores, positions = self._index.search(vectors, k, params=parameters)
-        return positions, scores
+            found = self._search_exactly(vectors, k, np.asarray(among, np.int64))
+        else:
+            scores, positions = self._index.search(vectors, k, params=self._parameters(k, among))
+            found = positions, scores
+        return found if own is None else self._with_own(vectors, found, own, among)
 
-    def offsets(self, positions: Integers) -> NDArray[np.float32]:
-        """Return the offsets of some items; zeros where the index has none."""
-        asked = np.asarray(positions, np.int64).ravel()
-        if not self.with_offsets or not len(asked):
-            return np.zeros(np.shape(positions), np.float32)
-        found: NDArray[np.float32] = self._index.reconstruct_batch(asked)[:, -1]
-        return found.reshape(np.shape(positions))
+    def products(self, users: ArrayLike, positions: Integers) -> NDArray[np.float32]:
+        """Return the inner products of each user with some items, ``[B, K]``, nothing added; 0 for position -1."""
+        vectors = _vectors("users", users)
+        asking = with_offsets(vectors, np.zeros(len(vectors), np.float32)) if self.with_offsets else vectors
+        return self._scores(asking, np.asarray(positions, np.int64))
+
+    def _scores(self, asking: NDArray[np.float32], positions: Integers) -> NDArray[np.float32]:
+        """Return each row's products with its own items, ``[B, N]``; 0 for position -1."""
+        scores = np.zeros(positions.shape, np.float32)
+        for start in range(0, len(positions), _ROWS_AT_ONCE):
+            rows = positions[start : start + _ROWS_AT_ONCE]
+            items = self._index.reconstruct_batch(np.maximum(rows, 0).ravel()).reshape(*rows.shape, self._index.d)
+            products = np.einsum("bd,bnd->bn", asking[start : start + _ROWS_AT_ONCE], items)
+            scores[start : start + _ROWS_AT_ONCE] = np.where(rows >= 0, products, 0)
+        return scores
+
+    def _with_own(
+        self,
+        asking: NDArray[np.float32],
+        found: tuple[Integers, NDArray[np.float32]],
+        own: Own,
+        among: Integers | None,
+    ) -> tuple[Integers, NDArray[np.float32]]:
+        """Return the best of what was found and of the users' own items; exact where the search was."""
+        positions, scores = found
+        mine = own.positions
+        if among is not None:
+            mine = np.where(np.isin(mine, among), mine, -1)
+        lowest = np.finfo(np.float32).min
+        mine_scores = np.where(mine >= 0, self._scores(asking, mine) + own.added, lowest)
+        # An item is scored as one's own or as found, not as both: rows are told apart by their number.
+        row = np.arange(len(mine))[:, None] * len(self)
+        twice = np.isin(row + positions, (row + mine)[mine >= 0]) & (positions >= 0)
+        all_positions = np.concatenate([np.where(twice, -1, positions), mine], axis=1)
+        all_scores = np.concatenate([np.where(twice | (positions < 0), lowest, scores), mine_scores], axis=1)
+        best = np.argsort(-all_scores, axis=1, kind="stable")[:, : positions.shape[1]]
+        return np.take_along_axis(all_positions, best, axis=1), np.take_along_axis(all_scores, best, axis=1)
 
     def _asking(self, users: ArrayLike) -> NDArray[np.float32]:
         """Return user vectors as the index is asked: with a 1 that meets the items' offsets."""

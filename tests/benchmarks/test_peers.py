@@ -14,21 +14,24 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from scipy import sparse
 
 from benchmarks import peers_retrieval, peers_sasrec, peers_tables, peers_trees, quality_records
 from benchmarks.one_request import OneRequest, of_one_user, sources_of
 from benchmarks.peers_monolith import Monolith, MonolithBatch
-from benchmarks.peers_retrieval import SEARCH, Asked, K
+from benchmarks.peers_own import WEIGHTS, dense_scores, rank
+from benchmarks.peers_retrieval import SEARCH, Asked, K, model_of
 from benchmarks.peers_rows import svd_refreshes
 from benchmarks.peers_trees import PRIOR, statistics, vector_columns
 from jobs.features.encode import IdTable, Vocabulary
 from jobs.features.ranking import Fields, RankerEncoder
-from jobs.retrieve import Question
+from jobs.retrieve_questions import Question
 from jobs.serving.rankers import ranker_data
 from models.downstream.batches import RankerBatch, RankerTensors
 from models.downstream.fit import FitConfig, predict, train_ranker
 from models.downstream.inputs import RankerData, RankerSpec
 from models.downstream.ranker import Ranker, RankerConfig
+from models.downstream.retrieval import Own
 from models.metrics import roc_auc, sigmoid
 from models.presets import debug
 from models.upstream import DERM, InputSpec, ItemBatch, UserBatch
@@ -191,25 +194,65 @@ def test_every_retrieval_peer_finds_what_its_users_like(peer: str) -> None:
     question = Question(asked, relevant, popular, (users, items), np.zeros(3000))
     vectors = rng.normal(size=(60, 8)).astype(np.float32), rng.normal(size=(300, 8)).astype(np.float32)
     found = Asked(question, question, *vectors)
-    assert found.peer(peer, SEARCH[peer][0]).mean() > 1.3 * found.recall(popular).mean()
+    alone = found.peer(peer, SEARCH[peer][0])[0]
+    assert alone.mean() > 1.3 * found.recall(popular).mean()
+    # What is added counts, whatever the scale of a peer's scores.
+    chosen = Own(np.stack([items[:15] for items in relevant]), np.ones((40, 15), np.float32))
+    added = dataclasses.replace(found, chosen=chosen).peer(peer, SEARCH[peer][0], [0.0, 1.0])
+    assert (added[0] == alone).all() and (added[1] >= 15 / 20).all()
+
+
+@pytest.mark.parametrize("peer", SEARCH)
+def test_a_peer_is_ranked_as_its_library_ranks(peer: str) -> None:
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(60, size=900), rng.integers(300, size=900)
+    model = model_of(peer, SEARCH[peer][0] | {"K": 200} if peer == "item-kNN" else SEARCH[peer][0], 8, 0)
+    matrix = sparse.csr_matrix((np.ones(900, np.float32), (users, items)), shape=(60, 300))
+    model.fit(matrix, show_progress=False)
+    theirs, scores = model.recommend(np.arange(40), matrix[:40], N=20, filter_already_liked_items=False)
+    ours = dense_scores(model, matrix, np.arange(40))
+    assert np.take_along_axis(ours, theirs, axis=1) == pytest.approx(scores, rel=1e-4)
+    assert np.take_along_axis(ours, rank(ours, 20), axis=1) == pytest.approx(scores, rel=1e-4)
 
 
 def test_a_peers_choices_fade_where_its_setting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[list[float]] = []
 
-    def kept(model: Any, users: Any, items: Any, strength: Any, *rest: Any) -> np.ndarray:
-        given.append(strength.tolist())
-        return np.zeros((2, 100), int)
+    class Kept:
+        user_factors, item_factors = np.zeros((3, 8)), np.zeros((100, 8))
 
-    monkeypatch.setattr(peers_retrieval, "recommended", kept)
+        def fit(self, matrix: Any, show_progress: bool) -> None:
+            given.append([float(matrix[user, item]) for user, item in ((0, 3), (1, 2), (1, 0))])
+
+    monkeypatch.setattr(peers_retrieval, "model_of", lambda *given: Kept())
     pairs, ages = (np.array([0, 1, 1]), np.array([3, 2, 0])), np.array([0.0, 90.0, 180.0])
     question = Question(np.array([0, 1]), [np.array([1]), np.array([2])], np.zeros((2, 4), int), pairs, ages)
-    found = Asked(question, question, np.zeros((3, 8)), np.zeros((4, 8)))
+    found = Asked(question, question, np.zeros((3, 8)), np.zeros((100, 8)))
     fading = {"past": "all", "half_life_days": 90.0, "kind": "cosine", "K": 20}
     found.peer("item-kNN", fading)
     found.peer("item-kNN", {"past": "all", "kind": "cosine", "K": 20})
     assert given == [[1.0, 0.5, 0.25], [1.0, 1.0, 1.0]]
     assert fading in SEARCH["item-kNN"]
+
+
+def test_the_search_chooses_with_and_without_own_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recalls(self: Asked, peer: str, setting: Any, weights: Any, seed: int = 0) -> list[np.ndarray]:
+        known = {"cosine": 0.3, "tfidf": 0.4}.get(setting["kind"], 0.1)
+        # What does best alone does not do best with what is added.
+        return [np.full(2, known if not w else 0.9 - known - abs(w - 0.5)) for w in weights]
+
+    monkeypatch.setattr(Asked, "peer", recalls)
+    question = Question(np.array([0, 1]), [np.array([1])] * 2, np.zeros((2, 4), int), (np.zeros(0),) * 2, np.zeros(0))
+    alone = Asked(question, question, np.zeros((3, 8)), np.zeros((4, 8)))
+    given = dataclasses.replace(alone, chosen=Own(np.zeros((2, 1), int), np.ones((2, 1), np.float32)))
+    found = peers_retrieval._search("item-kNN", given, tmp_path / "with", lambda *told: None)
+    assert set(found) == {"item-kNN", "item-kNN, own choices added"}
+    setting, weight, told = found["item-kNN"]
+    assert setting["kind"] == "tfidf" and weight == 0 and "weight" not in told
+    setting, weight, told = found["item-kNN, own choices added"]
+    assert setting["kind"] == "bm25" and weight == told["weight"] == 0.5
+    assert told["tried"] == len(WEIGHTS) * len(list((tmp_path / "with").iterdir()))
+    assert set(peers_retrieval._search("item-kNN", alone, tmp_path / "alone", lambda *told: None)) == {"item-kNN"}
 
 
 def test_own_choices_again_come_before_what_is_popular() -> None:

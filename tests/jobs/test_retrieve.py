@@ -10,13 +10,16 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from feature_repo.contracts.naming import choices_view
 from feature_repo.contracts.types import Check, Entity, Space, Verdict, Version, View
 from jobs import ingest, item_index
 from jobs.config import Config
+from jobs.own_choices import OwnChoices
 from jobs.popularity import VIEW, Popularity
 from jobs.publication import Candidate, clocked, publish_together
 from jobs.refresh import EMBEDDING_FIELDS, vector_table
-from jobs.retrieve import HORIZON, ask, before, learn_popularity, pair_before, question, surfaces_of
+from jobs.retrieve import Added, learn_added
+from jobs.retrieve_questions import HORIZON, ask, before, pair_before, question, surfaces_of
 from jobs.serving.candidates import Candidates
 from jobs.workspace import Workspace
 
@@ -139,7 +142,9 @@ def counted(tmp_path: Path) -> Workspace:
 def test_the_weight_of_popularity_is_learned_where_it_finds_more(counted: Workspace) -> None:
     pair = pair_before(counted, "v1", AS_OF)
     assert pair is not None
-    learned = learn_popularity(counted, pair)
+    added = learn_added(counted, pair)
+    learned = added.popularity
+    assert added.own.weight == 0  # nobody's choices are published
     assert learned.weight > 0 and learned.columns == ("activity_28d",)
     found = ask(counted, pair)
     assert found is not None
@@ -156,7 +161,59 @@ def test_no_choice_counts_that_had_not_happened_when_the_index_is_used(counted: 
     moment = before(counted, pair)
     assert moment + counted.config.availability_lag + HORIZON == pair.users.as_of
     # Before them there is no pair of snapshots to learn from.
-    assert pair_before(counted, "v1", moment) is None and learn_popularity(counted, None) == Popularity(0.0)
+    assert pair_before(counted, "v1", moment) is None and learn_added(counted, None) == Added()
+
+
+def _publish_choices(ws: Workspace, items: list[list[int]], strengths: list[list[float]], as_of: datetime) -> None:
+    """Publish what users 1 and 2 chose themselves."""
+    columns = {
+        "user_id": pa.array([1, 2]),
+        "items": pa.array(items, pa.list_(pa.int64())),
+        "strengths": pa.array(strengths, pa.list_(pa.float32())),
+    }
+    fields = {"items": "list<int64>", "strengths": "list<float>"}
+    _publish(ws, View(choices_view(), "user", None, "int64", fields, 30), pa.table(columns), as_of, None)
+
+
+def test_own_choices_add_to_what_one_chose_and_to_nothing_else(counted: Workspace) -> None:
+    _publish_choices(counted, [[*ITEMS[:8], 99], ITEMS[2:4]], [[4.0] * 9, [1.0, 2.0]], AS_OF)
+    pair = pair_before(counted, "v1", AS_OF)
+    assert pair is not None
+    found = ask(counted, pair)
+    assert found is not None
+    own = OwnChoices(0.1).own(counted, pair.users, found.user_ids, found.item_ids)
+    assert own is not None
+    assert own.positions.tolist() == [list(range(8)), [2, 3] + [-1] * 6]  # 99 has no vector
+    assert own.added[0] == pytest.approx(0.1 * np.log(5)) and own.added[1, 0] == pytest.approx(0.1 * np.log(2))
+    ranked = found.question.rank(found.users, found.items, own=own)
+    expected = found.users @ found.items.T
+    expected[0, :8] += 0.1 * np.log(5)
+    expected[1, 2:4] += 0.1 * np.log([2, 3])
+    for row in range(2):
+        assert ranked[row, : len(ITEMS)].tolist() == np.argsort(-expected[row], kind="stable").tolist()
+
+
+def test_the_weight_of_own_choices_is_learned_where_they_are_made_again(counted: Workspace) -> None:
+    _publish_choices(counted, [ITEMS[-4:]] * 2, [[0.5] * 4] * 2, AS_OF)
+    learned = learn_added(counted, pair_before(counted, "v1", AS_OF))
+    assert learned.own.weight > 0 and learned.popularity.weight == 0  # the least that finds all
+
+
+def test_own_choices_weigh_nothing_where_others_are_made(counted: Workspace) -> None:
+    _publish_choices(counted, [ITEMS[:8]] * 2, [[4.0] * 8] * 2, AS_OF)
+    learned = learn_added(counted, pair_before(counted, "v1", AS_OF))
+    assert learned.own.weight == 0 and learned.popularity.weight > 0
+
+
+def test_own_choices_are_those_as_of_the_moment_or_before(counted: Workspace) -> None:
+    pair = pair_before(counted, "v1", AS_OF)
+    assert pair is not None
+    _publish_choices(counted, [ITEMS[-4:]] * 2, [[0.5] * 4] * 2, AS_OF + timedelta(days=2))
+    assert OwnChoices(0.1).choices(counted, pair.users) is None and learn_added(counted, pair).own.weight == 0
+    _publish_choices(counted, [ITEMS[:4]] * 2, [[0.5] * 4] * 2, AS_OF - timedelta(days=2))
+    read = OwnChoices(0.1).choices(counted, pair.users)
+    assert read is not None and read.as_of == AS_OF - timedelta(days=2)
+    assert OwnChoices(0.0).choices(counted, pair.users) is None
 
 
 def test_popularity_goes_the_whole_way_to_what_is_served(counted: Workspace) -> None:

@@ -125,7 +125,7 @@ def test_promotion_waits_for_the_online_store(ws: Workspace) -> None:
         connection.execute(
             f"UPDATE {table} SET value = ? WHERE feature_name = 'embedding' AND entity_key = ?", (value, key)
         )
-    with pytest.raises(NotReadyError, match="1 of 40 vectors in the online store differ"):
+    with pytest.raises(NotReadyError, match="1 of 40 rows in the online store differ"):
         release.promote(ws, made.name, by="me", now=NOW)
     assert releases.current_release(ws.ledger) is None
 

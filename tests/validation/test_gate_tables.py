@@ -101,6 +101,48 @@ def test_bad_features_are_refused(fault: str, kit: Any, gate: Any) -> None:
     assert check in {failure.name for failure in verdict.failures()}, verdict
 
 
+LISTS = {"items": pa.list_(pa.int64()), "strengths": pa.list_(pa.float32())}
+LIST_FAULTS: dict[str, tuple[Change, str]] = {
+    "null list": (replaced("items", 3, None), "features_not_null"),
+    "gap in a list": (replaced("items", 3, [1, None]), "features_without_gaps"),
+    "item twice": (replaced("items", 3, [7, 7]), "features_listed_once"),
+    "other length": (replaced("strengths", 3, [0.5]), "features_side_by_side"),
+    "negative strength": (replaced("strengths", 3, [0.5, -0.5]), "features_not_negative"),
+    "NaN": (replaced("strengths", 3, [0.5, float("nan")]), "features_finite"),
+    "longer integers": (lambda c: c.update(items=c["items"].cast(pa.list_(pa.int32()))), "file_types"),
+}
+
+
+def lists(kit: Any) -> dict[str, Any]:
+    """Return rows with two items each, the first with none; an item has a negative id, and two users have the same."""
+    columns = features(kit)
+    items = [[], *([row, -row] for row in range(1, ROWS))]
+    columns |= {
+        "items": pa.array(items, LISTS["items"]),
+        "strengths": pa.array([[0.5] * len(mine) for mine in items], LISTS["strengths"]),
+    }
+    return {name: columns[name] for name in ("user_id", *LISTS, "event_timestamp", "created")}
+
+
+def test_lists_that_lie_side_by_side_pass(kit: Any, gate: Any) -> None:
+    spec = feature_spec(kit, columns=LISTS, nullable=frozenset(), distinct=frozenset({"items"}))
+    path = kit.write(pa.table(lists(kit)), "choices")
+    verdict = gate.check_features(path, spec, workdir=kit.folder)
+    assert verdict.accepted is True, verdict
+
+
+@pytest.mark.parametrize("fault", LIST_FAULTS)
+def test_bad_lists_are_refused(fault: str, kit: Any, gate: Any) -> None:
+    change, check = LIST_FAULTS[fault]
+    columns = lists(kit)
+    change(columns)
+    spec = feature_spec(kit, columns=LISTS, nullable=frozenset(), distinct=frozenset({"items"}))
+    path = kit.write(pa.table(columns), "choices")
+    verdict = gate.check_features(path, spec, workdir=kit.folder)
+    assert verdict.accepted is False
+    assert check in {failure.name for failure in verdict.failures()}, verdict
+
+
 def test_a_feature_that_may_be_negative_is_let_through(kit: Any, gate: Any) -> None:
     columns = features(kit)
     replaced("clicks_7d", 3, -1)(columns)

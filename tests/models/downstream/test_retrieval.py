@@ -12,7 +12,7 @@ import pytest
 
 from feature_repo.contracts.errors import MissingExtraError
 from models.downstream.index_files import load_index, save_index
-from models.downstream.retrieval import als, build_index, popularity, score_retrieval
+from models.downstream.retrieval import Own, als, build_index, popularity, score_retrieval
 
 
 @pytest.fixture
@@ -159,11 +159,12 @@ def test_offsets_are_added_to_every_product(kind: Literal["flat", "hnsw"]) -> No
     positions, scores = index.search(users, 20)
     assert (positions == best).all() and (best != np.argsort(-(users @ items.T), axis=1)[:, :20]).any()
     assert scores == pytest.approx(np.take_along_axis(sums, best, axis=1), abs=1e-4)
-    assert (index.offsets(positions) == offsets[positions]).all()
+    products = np.take_along_axis(users @ items.T, positions, axis=1)
+    assert index.products(users, positions) == pytest.approx(products, abs=1e-4)
     among = np.arange(0, 400, 3)
     assert (index.search(users, 5, among)[0] == among[np.argsort(-sums[:, among], axis=1)[:, :5]]).all()
     assert index.tune(items, users, offsets=offsets, k=20) == 1.0
-    assert (build_index(items, kind).offsets(positions) == 0).all()
+    assert build_index(items, kind).products(users, positions) == pytest.approx(products, abs=1e-4)
     with pytest.raises(ValueError, match="user vectors have 7 numbers, items 8"):
         index.search(users[:, :7], 3)
 
@@ -176,3 +177,38 @@ def test_an_index_keeps_its_offsets_on_disk(tmp_path: Path, vectors) -> None:
     expected, _ = build_index(items, offsets=offsets).search(users, 10)
     assert (loaded.search(users, 10, space_id="a")[0] == expected).all()
     assert loaded.notes["offsets"] and loaded.notes["recall_at_100"] == 1.0
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+@pytest.mark.parametrize("offsets", [False, True])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_own_items_are_ranked_as_if_every_item_had_been_scored(kind, offsets, filtered):
+    rng = np.random.default_rng(3)
+    users, items = (rng.normal(size=(rows, 8)).astype(np.float32) for rows in (7, 60))
+    extra = rng.random(60).astype(np.float32) if offsets else None
+    positions = np.stack([rng.choice(60, 9, replace=False) for _ in users])
+    positions[2, 4:] = -1
+    positions[5] = -1
+    own = Own(positions, (2 * rng.random(positions.shape)).astype(np.float32))
+    scores = users @ items.T + (extra if extra is not None else 0)
+    for row, (places, added) in enumerate(zip(own.positions, own.added, strict=True)):
+        scores[row, places[places >= 0]] += added[places >= 0]
+    among = np.arange(0, 60, 2) if filtered else None
+    if among is not None:
+        scores[:, np.setdiff1d(np.arange(60), among)] = -np.inf
+    index = build_index(items, kind, offsets=extra)
+    found, told = index.search(users, 20, among, own)
+    expected = np.argsort(-scores, axis=1)[:, :20]
+    assert (found == expected).all()
+    assert told == pytest.approx(np.take_along_axis(scores, expected, axis=1), abs=1e-5)
+    assert index.products(users, found) == pytest.approx(np.take_along_axis(users @ items.T, found, axis=1), abs=1e-5)
+
+
+def test_own_items_leave_places_empty_where_there_are_too_few():
+    index = build_index(np.eye(3, dtype=np.float32))
+    own = Own(np.array([[2, -1]]), np.ones((1, 2), np.float32))
+    found, _ = index.search(np.eye(3, dtype=np.float32)[:1], 5, own=own)
+    assert sorted(found[0, :3].tolist()) == [0, 1, 2] and found[0, 3:].tolist() == [-1, -1]
+    assert index.products(np.ones((1, 3), np.float32), found)[0, 3:].tolist() == [0, 0]
+    nobody = Own(np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32))
+    assert (index.search(np.eye(3)[:1], 3, own=nobody)[0] == index.search(np.eye(3)[:1], 3)[0]).all()
