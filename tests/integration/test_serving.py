@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -65,15 +66,27 @@ def test_recommendations_are_the_best_of_the_nearest(released: Workspace, url: s
         assert item["score"] == pytest.approx(np.log(item["ctr"]) + 2 * item["similarity"])
 
 
-def added(released: Workspace) -> pl.DataFrame:
-    """Return what retrieval adds to every item's product, by the release and the published counts: item_id, added."""
+def own_choices(released: Workspace, user: int) -> pl.DataFrame:
+    """Return what a user chose, by the latest snapshot: item_id, strengths."""
+    latest = released.ledger.snapshots("user_choices", accepted=True)[-1]
+    mine = pl.read_parquet(released.home.root / latest.path).filter(pl.col("user_id") == user)
+    return mine.explode("items", "strengths").select("strengths", item_id="items")
+
+
+def added(released: Workspace, user: int) -> pl.DataFrame:
+    """Return what retrieval adds to every item's product, by the release and what is published: item_id, added."""
     release = releases.current_release(released.ledger)
     assert release is not None and release.index is not None
     learned = release.index.get("popularity", {"weight": 0.0, "columns": ["activity_28d"]})
     assert learned["columns"] == ["activity_28d"]  # purchases are no outcome of an impression
     latest = released.ledger.snapshots("item_stats", accepted=True)[-1]
     counts = pl.read_parquet(released.home.root / latest.path)
-    return counts.select("item_id", added=learned["weight"] * (1 + pl.col("activity_28d").cast(pl.Float64)).log())
+    popular = counts.select("item_id", added=learned["weight"] * (1 + pl.col("activity_28d").cast(pl.Float64)).log())
+    weight = release.index["own_choices"]["weight"]
+    assert weight > 0
+    rows = own_choices(released, user).select("item_id", own=weight * (1 + pl.col("strengths")).log())
+    both = popular.join(rows, on="item_id", how="left")
+    return both.select("item_id", added=pl.col("added") + pl.col("own").fill_null(0))
 
 
 def test_retrieval_is_exact_and_keeps_to_filters_and_exclusions(released: Workspace, url: str) -> None:
@@ -85,7 +98,7 @@ def test_retrieval_is_exact_and_keeps_to_filters_and_exclusions(released: Worksp
     attributes = pl.read_parquet(released.home.lake / "item_attributes" / "*.parquet")
     grocery = attributes.filter(pl.col("department") == "GROCERY")["item_id"]
     told = frames["item"].select("item_id").with_columns(similarity=pl.Series(products))
-    told = told.join(added(released), on="item_id", how="left").with_columns(pl.col("added").fill_null(0))
+    told = told.join(added(released, user), on="item_id", how="left").with_columns(pl.col("added").fill_null(0))
     scored = told.sort(pl.col("similarity") + pl.col("added"), descending=True)
     expected = scored.filter(pl.col("item_id").is_in(grocery.implode()))["item_id"].to_list()
     asked = {"user_id": user, "k": 20, "filters": {"department": ["GROCERY"]}, "exclude": expected[:3]}
@@ -96,6 +109,30 @@ def test_retrieval_is_exact_and_keeps_to_filters_and_exclusions(released: Worksp
     # Retrieval and ranking tell the same similarity: that of the vectors.
     similarity = [item["similarity"] for item in answer["items"]]
     assert similarity == pytest.approx(scored["similarity"].to_list()[:30], abs=1e-5)
+
+
+def test_own_choices_are_the_same_online_and_in_the_offline_join(released: Workspace) -> None:
+    from jobs.store import open_store
+
+    store, ids = open_store(released.home), users(released)[:20]
+    features = ["user_choices:items", "user_choices:strengths", "user_choices:available_us"]
+    now = settings(released).now
+    assert now is not None
+    labels = pd.DataFrame({"user_id": ids, "event_timestamp": pd.to_datetime([now] * len(ids), utc=True)})
+    offline = store.get_historical_features(labels, features).to_arrow().sort_by("user_id")
+    online = store.get_online_features(features, [{"user_id": user} for user in sorted(ids)]).to_dict()
+    assert offline["items"].to_pylist() == online["items"] and max(map(len, online["items"])) > 3
+    assert offline["strengths"].to_pylist() == online["strengths"]
+    assert offline["available_us"].to_pylist() == online["available_us"]
+    # A moment that had not seen the last refresh reads the one before it.
+    labels["event_timestamp"] -= pd.Timedelta(hours=1)
+    earlier = store.get_historical_features(labels, features).to_arrow().sort_by("user_id")
+    snapshot = released.ledger.snapshots("user_choices", accepted=True)[-2]
+    rows = pl.read_parquet(released.home.root / snapshot.path).filter(pl.col("user_id").is_in(ids)).sort("user_id")
+    told = {
+        user: mine for user, mine in zip(*(earlier[name].to_pylist() for name in ("user_id", "items")), strict=True)
+    }
+    assert {user: told[user] for user in rows["user_id"]} == dict(rows.select("user_id", "items").iter_rows())
 
 
 def test_an_unknown_user_gets_what_is_popular_and_a_score(released: Workspace, url: str) -> None:
@@ -137,11 +174,12 @@ def test_feasts_own_vector_search_agrees(released: Workspace, url: str) -> None:
     rows = store.get_online_features(["user_embedding_v1:embedding"], [{"user_id": user}]).to_dict()
     asked = ["item_embedding_v1:embedding", "item_embedding_v1:available_us"]
     found = store.retrieve_online_documents_v2(features=asked, query=rows["embedding"][0], top_k=300).to_dict()
-    popular = dict(added(released).iter_rows())
+    popular = dict(added(released, user).iter_rows())
     near = zip(found["item_id"], found["distance"], strict=True)
     pairs = sorted(near, key=lambda pair: -pair[1] - popular.get(pair[0], 0.0))
-    expected = [(item, distance) for item, distance in pairs if item in known][:25]
-    _, answer = call(f"{url}/v1/retrieve", {"user_id": user, "k": 25})
+    own = own_choices(released, user)["item_id"].to_list()  # of these also such as Feast does not find
+    expected = [(item, distance) for item, distance in pairs if item in known - set(own)][:25]
+    _, answer = call(f"{url}/v1/retrieve", {"user_id": user, "k": 25, "exclude": own})
     assert [item["item_id"] for item in answer["items"]] == [item for item, _ in expected]
     similarity = [item["similarity"] for item in answer["items"]]
     assert similarity == pytest.approx([distance for _, distance in expected], abs=1e-6)

@@ -8,18 +8,22 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from benchmarks import switching
 from benchmarks.small_home import NOW, SPACES, START, WEEK, refresh, train
 from feature_repo import releases
 from feature_repo.contracts.errors import BusyError, ConfigError, LakeError, NotFoundError, NotReadyError
+from feature_repo.contracts.naming import choices_view
+from feature_repo.contracts.types import Check, Verdict, View
 from feature_repo.lake import write_json
 from feature_repo.ledger import Ledger
 from jobs import apply, materialize, release, versions
+from jobs.publication import Candidate, clocked, publish_together
 from jobs.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,6 +132,54 @@ def test_promotion_waits_for_the_online_store(ws: Workspace) -> None:
     with pytest.raises(NotReadyError, match="1 of 40 rows in the online store differ"):
         release.promote(ws, made.name, by="me", now=NOW)
     assert releases.current_release(ws.ledger) is None
+
+
+def _publish_choices(ws: Workspace, as_of: datetime) -> None:
+    """Publish two items of each of three users."""
+    table = pa.table(
+        {
+            "user_id": [100, 101, 102],
+            "items": pa.array([[100, 101], [102, 103], []], pa.list_(pa.int64())),
+            "strengths": pa.array([[2.0, 0.5], [1.0, 0.25], []], pa.list_(pa.float32())),
+        }
+    )
+    available_at = as_of + ws.config.availability_lag
+    fields = {"items": "list<int64>", "strengths": "list<float>", "available_us": "int64"}
+    verdict = Verdict(True, (Check("rows", "critical", True, 3, ">= 1"),))
+    view = View(choices_view(), "user", None, "int64", fields, ws.config.ttl_days)
+    waiting = Candidate(view, clocked(table, available_at), lambda staged: verdict)
+    publish_together(ws, [waiting], as_of, space_id=None, available_at=available_at)
+
+
+def test_own_choices_that_retrieval_learned_belong_to_the_release_and_must_be_online(ws: Workspace) -> None:
+    learned = {"space_id": SPACES["v1"], "own_choices": {"weight": 0.2}}
+    write_json(learned, ws.home.artifacts / "retrieval-1" / "index.json")
+    with pytest.raises(NotReadyError, match="user_choices has no snapshot yet"):
+        release.create(ws, now=NOW)
+    apply.run(ws)
+    materialize.run(ws, NOW)
+    _publish_choices(ws, START + 3 * WEEK)
+    made = release.create(ws, now=NOW)
+    assert made.index is not None and made.index["own_choices"] == {"weight": 0.2}
+    assert made.snapshots["user_choices"] == "user_choices-20240128T000000Z"
+    with pytest.raises(NotReadyError, match="Feast does not know user_choices yet"):
+        release.promote(ws, made.name, by="me", now=NOW)
+    apply.run(ws)
+    with pytest.raises(NotReadyError, match="lacks 3 of 3 rows of user_choices-20240128"):
+        release.promote(ws, made.name, by="me", now=NOW)
+    materialize.run(ws, NOW)
+    with sqlite3.connect(ws.home.feast / "online.db") as connection:
+        table = "headwater_user_choices"
+        both = f"SELECT entity_key, value FROM {table} WHERE feature_name = 'items' ORDER BY entity_key LIMIT 2"
+        (first, kept), (_, other) = connection.execute(both)
+        change = f"UPDATE {table} SET value = ? WHERE feature_name = 'items' AND entity_key = ?"
+        connection.execute(change, (other, first))
+    with pytest.raises(NotReadyError, match="1 of 3 rows in the online store differ from user_choices"):
+        release.promote(ws, made.name, by="me", now=NOW)
+    with sqlite3.connect(ws.home.feast / "online.db") as connection:
+        connection.execute(change, (kept, first))
+    assert release.promote(ws, made.name, by="me", now=NOW).changed
+    assert releases.history(ws.ledger)[-1].verified["user_choices"] == "user_choices-20240128T000000Z"
 
 
 def test_a_refresh_during_the_promotion_is_noticed(online: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
