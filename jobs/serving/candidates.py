@@ -50,14 +50,13 @@ class Candidates:
         from models.downstream.index_files import load_index
 
         self._index = load_index(folder)
-        self.notes = self._index.notes
+        self.notes = self._index.notes | ({"own_choices": own_choices.told()} if own_choices else {})
         self.ids = pa.array(self._index.ids)
         self._attributes = self._columns(plain.get("item_attributes"), now)
         self._popular = self._by_popularity(plain.get("item_stats"), now)
         self._held: dict[str, np.ndarray] = {}
         self._own_choices = own_choices or OwnChoices()
-        weighed = self._own_choices.weight > 0
-        self._places = {item: place for place, item in enumerate(self.ids.to_pylist())} if weighed else {}
+        self._places = {item: place for place, item in enumerate(self.ids.to_pylist())} if own_choices else {}
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -213,7 +213,7 @@ def load(ws: Workspace, store: FeatureStore, now: datetime) -> Served:
     if release.index is not None:
         latest = visible[embedding_view("item", release.index["version"])][-1]
         folder = item_index.find_or_build(ws, latest, Popularity.read(told.get("popularity")))
-        candidates = Candidates(folder, plain, micros(now), own_choices)
+        candidates = Candidates(folder, plain, micros(now), own_choices if own_choices.weight else None)
     return Served(
         key=key,
         release=release,

@@ -20,5 +20,5 @@ def test_a_backfill_counts_each_snapshot_once(learned: Workspace) -> None:
     asked = ["backfill", "--end", f"{CUT + timedelta(days=15):%Y-%m-%d}", "--home", str(learned.home.root)]
     done = CliRunner().invoke(app, asked, catch_exceptions=False)
     new = len(learned.ledger.snapshots()) - len(known)
-    assert new == 4, "counts and vectors of users and items"
+    assert new == 5, "counts and vectors of users and items, and what users chose"
     assert f"{new} snapshots published, {len(known)} were there already." in done.output
