@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from feature_repo.contracts.naming import ENTITIES, attributes_view, embedding_view, stats_view
+from feature_repo.contracts.naming import ENTITIES, attributes_view, choices_view, embedding_view, stats_view
 from feature_repo.contracts.types import Check, Entity, Space, Verdict, Version, View
 from feature_repo.lake import write_json
 from jobs.config import Config, Consumer, Upstream, save
@@ -28,6 +28,7 @@ START, DIM, CLUSTERS = datetime(2024, 1, 7, tzinfo=UTC), 64, 1_000
 # Later than every refresh of a load test: what is published then can be read at once.
 NOW = START + timedelta(days=60)
 SPACE = "4444444444444444"
+CHOICES, OWN_WEIGHT = 150, 0.2
 YES = Verdict(True, (Check("rows", "critical", True, 1, ">= 1"),))
 CONFIG = Config(
     ttl_days=365,
@@ -60,7 +61,8 @@ def build(root: Path, *, items: int, users: int, text_ids: bool = False) -> Work
     for task in ("ctr", "cvr"):
         folder = _ranker(ws, task, {entity: _ids(entity, size, text_ids) for entity, size in sizes.items()})
         ws.ledger.put_consumer(f"{task}_ranker", task, ["v1"], {"views": views, "artifact": folder})
-    write_json({"space_id": SPACE}, ws.home.artifacts / "retrieval-1" / "index.json")
+    learned = {"space_id": SPACE, "own_choices": {"weight": OWN_WEIGHT}}
+    write_json(learned, ws.home.artifacts / "retrieval-1" / "index.json")
     ws.ledger.put_consumer("retrieval", "retrieval", ["v1"], {"views": views[-2:], "artifact": "artifacts/retrieval-1"})
     apply.run(ws)
     materialize.run(ws, NOW)
@@ -86,7 +88,7 @@ def _ids(entity: Entity, size: int, text: bool) -> pl.Series:
 
 
 def refresh(ws: Workspace, as_of: datetime, sizes: dict[Entity, int], *, text_ids: bool = False) -> None:
-    """Publish vectors and counts of one moment."""
+    """Publish vectors, counts and what users chose of one moment."""
     available_at = as_of + ws.config.availability_lag
     seed = int((as_of - START) / timedelta(hours=1))
     for entity, size in sizes.items():
@@ -102,6 +104,28 @@ def refresh(ws: Workspace, as_of: datetime, sizes: dict[Entity, int], *, text_id
         view = View(stats_view(entity), entity, None, kind, fields, ws.config.ttl_days)
         plain = clocked(pa.table({f"{entity}_id": _column(ids), **counts}), available_at)
         _publish(ws, view, plain, as_of, available_at, None)
+    fields = {"items": f"list<{kind}>", "strengths": "list<float>", "available_us": "int64"}
+    view = View(choices_view(), "user", None, kind, fields, ws.config.ttl_days)
+    chosen = clocked(choices(sizes, seed, text_ids=text_ids), available_at)
+    _publish(ws, view, chosen, as_of, available_at, None)
+
+
+def choices(sizes: dict[Entity, int], seed: int, *, text_ids: bool = False) -> pa.Table:
+    """Return up to `CHOICES` items of each user, and strengths that fall."""
+    draw = np.random.default_rng(seed)
+    kept = min(CHOICES, sizes["item"])
+    # Each user's items are a stretch of the catalogue that begins anywhere, so that none is there twice.
+    places = (draw.integers(sizes["item"], size=(sizes["user"], 1)) + np.arange(kept)) % sizes["item"]
+    strengths = -np.sort(-draw.exponential(2.0, places.shape).astype(np.float32), axis=1)
+    items = _column(_ids("item", sizes["item"], text_ids)).take(pa.array(places.ravel()))
+    ends = pa.array(np.arange(len(places) + 1, dtype=np.int32) * kept)
+    return pa.table(
+        {
+            "user_id": _column(_ids("user", sizes["user"], text_ids)),
+            "items": pa.ListArray.from_arrays(ends, items),
+            "strengths": pa.ListArray.from_arrays(ends, pa.array(strengths.ravel())),
+        }
+    )
 
 
 def _column(ids: pl.Series) -> pa.Array:

@@ -31,8 +31,14 @@ def dense_scores(model: Any, matrix: sparse.csr_matrix, asked: np.ndarray) -> np
     return np.asarray((matrix[asked] @ model.similarity).todense(), np.float32)
 
 
+def scale_of(scores: np.ndarray, k: int) -> float:
+    """Return the score of a user's k-th item, on average, above 0; scores float [B, I]."""
+    k = min(k, scores.shape[1])
+    return max(float(np.partition(scores, -k, axis=1)[:, -k].mean()), float(np.finfo(np.float32).tiny))
+
+
 def rank(scores: np.ndarray, k: int, own: Own | None = None, weight: float = 0.0) -> np.ndarray:
-    """Return the K best items of each user, int [B, K].
+    """Return the K best items of each user, int [B, K]; -1 where there are fewer items.
 
     Parameters
     ----------
@@ -40,13 +46,16 @@ def rank(scores: np.ndarray, k: int, own: Own | None = None, weight: float = 0.0
         float [B, I].
     own
         What is added, before it is weighed.
+    weight
+        On the scale of the scores.
     """
-    hundredth = np.partition(scores, -k, axis=1)[:, -k]
     total = scores.astype(np.float32, copy=True)
     if own is not None and weight:
         row, column = np.nonzero(own.positions >= 0)
-        scale = weight * max(float(hundredth.mean()), np.finfo(np.float32).tiny)
-        total[row, own.positions[row, column]] += scale * own.added[row, column]
-    best = np.argpartition(-total, k - 1, axis=1)[:, :k]
+        total[row, own.positions[row, column]] += weight * own.added[row, column]
+    kept = min(k, scores.shape[1])
+    best = np.argpartition(-total, kept - 1, axis=1)[:, :kept]
     order = np.argsort(-np.take_along_axis(total, best, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(best, order, axis=1)
+    ranked = np.full((len(scores), k), -1, np.int64)
+    ranked[:, :kept] = np.take_along_axis(best, order, axis=1)
+    return ranked

@@ -6,6 +6,7 @@ and one's own choices again before what is chosen most.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -18,11 +19,11 @@ import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from benchmarks.peers_own import WEIGHTS, dense_scores, rank
+from benchmarks.peers_own import WEIGHTS, dense_scores, rank, scale_of
+from benchmarks.peers_rows import digest
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.lake import read_json, write_json
 from jobs import retrieve, retrieve_questions
-from jobs.own_choices import OwnChoices
 from jobs.retrieve_questions import HORIZON, Pair, Question
 from jobs.workspace import Progress, Workspace
 from models.bootstrap import bootstrap_mean
@@ -79,8 +80,8 @@ class Asked:
     Attributes
     ----------
     offsets, own
-        What popularity, by item, and own choices, by user, add to our products as it was learned before the moment;
-        None for nothing.
+        What popularity, by item, and own choices, of those who are asked about, add to our products as it was learned
+        before the moment; None for nothing.
     chosen
         Own choices of those who are asked about, not weighed yet: what peers are given; None where none are published.
     """
@@ -125,8 +126,9 @@ class Asked:
         scores = dense_scores(model, matrix, self.question.asked)
         # Of those who chose nothing a model knows nothing.
         cold = np.diff(matrix.indptr)[self.question.asked] == 0
+        scale = scale_of(scores[~cold], K)
         scores[cold] = np.asarray(matrix.sum(axis=0)).ravel()
-        return [self.recall(rank(scores, K, self.chosen, weight)) for weight in weights]
+        return [self.recall(rank(scores, K, self.chosen, scale * weight)) for weight in weights]
 
 
 def asked(ws: Workspace, pair: Pair) -> Asked:
@@ -135,16 +137,16 @@ def asked(ws: Workspace, pair: Pair) -> Asked:
     if lately is None or ever is None:
         raise NotReadyError(f"Nobody chose a known item within {HORIZON.days} days from {pair.users.as_of}.")
     earlier = retrieve_questions.pair_before(ws, str(pair.users.version), retrieve_questions.before(ws, pair))
-    added = retrieve.learn_added(ws, earlier)
-    own, plain = (each.own(ws, pair.users, lately.user_ids, lately.item_ids) for each in (added.own, OwnChoices(1.0)))
+    added = retrieve.learn_added(ws, earlier).added
+    chosen = retrieve.choices_of(ws, pair, lately)
     return Asked(
         lately.question,
         ever.question,
         lately.users,
         lately.items,
         added.popularity.offsets(ws, pair.items, lately.item_ids),
-        own,
-        None if plain is None else plain.take(lately.question.asked),
+        added.own.of(chosen),
+        chosen,
     )
 
 
@@ -201,11 +203,12 @@ def _search(
     vectors are computed from, or from those of all time; the best one is tried on those of all time in any case.
     """
     weights = (0.0,) if valid.chosen is None else (0.0, *WEIGHTS)
+    key = digest(weights, None if valid.chosen is None else hashlib.sha256(valid.chosen.added.tobytes()).hexdigest())
     scores: list[tuple[Setting, dict[float, float]]] = []
 
     def score(setting: Setting, step: int) -> None:
         progress(f"{peer}: search before the test period", step, len(SEARCH[peer]) + 1)
-        file = folder / f"{peer}-own-{json.dumps(setting, sort_keys=True)}.json".replace(" ", "")
+        file = folder / f"{peer}-{key}-{json.dumps(setting, sort_keys=True)}.json".replace(" ", "")
         if not file.exists():
             started = time.monotonic()
             recalls = [float(recall.mean()) for recall in valid.peer(peer, setting, weights)]

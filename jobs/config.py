@@ -191,7 +191,7 @@ class Config(_Settings):
     )
     own_choices: int = Field(200, ge=0, description="of a user's own items that are published for retrieval; 0: none")
     own_choices_half_life_days: float = Field(
-        180.0, gt=0, description="days after which a choice of one's own counts half"
+        180.0, gt=0, le=36_500, description="days after which a choice of one's own counts half"
     )
     upstreams: tuple[Upstream, ...] = (
         Upstream(version="v1", description="DERM trained on clicks and conversions"),

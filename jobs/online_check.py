@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from feature_repo.contracts.errors import NotReadyError
-from feature_repo.contracts.naming import join_key
+from feature_repo.contracts.naming import choices_view, join_key
 from feature_repo.contracts.types import Snapshot
 from jobs.own_choices import ITEMS, STRENGTHS
 from jobs.workspace import Workspace
@@ -33,7 +33,7 @@ def check_online(ws: Workspace, snapshot: Snapshot, store: FeatureStore) -> None
     from feast.errors import FeastObjectNotFoundException
 
     key = join_key(snapshot.entity)
-    lists = ["embedding"] if snapshot.version is not None else [ITEMS, STRENGTHS]
+    lists = [ITEMS, STRENGTHS] if snapshot.view == choices_view() else ["embedding"]
     published = pl.read_parquet(ws.home.root / snapshot.path, columns=[key, *lists])
     asked = published[key].to_list()
     expected = int(snapshot.available_at.timestamp() * 1_000_000)

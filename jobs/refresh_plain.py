@@ -1,4 +1,4 @@
-"""Publish the plain feature views: attributes, and counts as of one moment."""
+"""Publish the plain feature views: attributes, counts as of one moment, and what users chose up to it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from feature_repo.contracts.naming import (
     ENTITIES,
@@ -67,7 +68,10 @@ def _counts(ws: Workspace, entity: Entity, as_of: datetime) -> Publication:
 
 
 def _choices(ws: Workspace, as_of: datetime) -> Publication | None:
-    """Publish what users chose themselves, for all who have counts; None where the settings say so."""
+    """Publish what users chose themselves, for all who have counts; None where the settings say so.
+
+    A moment that was published with other settings is published again: strengths of two kinds do not compare.
+    """
     from jobs.features.choices import own_choices
     from jobs.features.history import stats
     from jobs.retrieve_questions import actions_of
@@ -75,15 +79,21 @@ def _choices(ws: Workspace, as_of: datetime) -> Publication | None:
     view, kept = choices_view(), ws.config.own_choices
     if not kept:
         return None
+    actions, half_life = actions_of(ws), timedelta(days=ws.config.own_choices_half_life_days)
+    made_by = f"{kept} of {', '.join(actions)}, half after {half_life}"
     done = published(ws, view, as_of)
-    if done is not None:
+    if done is not None and _metadata(ws.home.root / done.path).get("choices") == made_by:
         return Publication(done, 0.0, reused=True)
-    half_life = timedelta(days=ws.config.own_choices_half_life_days)
     users = stats(ws.log, "user", as_of, ws.config.coverage)[join_key("user")]
-    frame = own_choices(ws.log, users, as_of, actions_of(ws), half_life, kept)
+    frame = own_choices(ws.log, users, as_of, actions, half_life, kept)
     available_at = as_of + ws.config.availability_lag
-    table = clocked(_arrow(frame), available_at)
+    table = clocked(_arrow(frame), available_at).replace_schema_metadata({"choices": made_by})
     return _publish(ws, view, "user", table, as_of, available_at, ws.config.ttl_days, distinct="items")
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Return what was written into a Parquet file beside its columns."""
+    return {name.decode(): value.decode() for name, value in (pq.read_schema(path).metadata or {}).items()}
 
 
 def _attributes(ws: Workspace, entity: Entity) -> Publication | None:
@@ -146,7 +156,7 @@ def _publish(
     from validation.specs import FeatureSpec
 
     key = join_key(entity)
-    table = table.replace_schema_metadata({"events": ws.log.fingerprint})
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), "events": ws.log.fingerprint})
     fields = {
         field.name: _told(field.type) for field in table.schema if field.name not in (key, "event_timestamp", "created")
     }

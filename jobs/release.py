@@ -13,7 +13,7 @@ from feature_repo.contracts.spaces import check_pins
 from feature_repo.contracts.types import Release, Snapshot
 from feature_repo.lake import folder_digest, read_json
 from jobs import item_index
-from jobs.own_choices import OwnChoices
+from jobs.own_choices import OwnChoices, choices_before
 from jobs.popularity import Popularity
 from jobs.versions import LOCK
 from jobs.workspace import Progress, Workspace, silent
@@ -91,7 +91,7 @@ def create(
         for entity in ENTITIES
     }
     if index is not None and "own_choices" in index:
-        snapshots[choices_view()] = _latest(ws, choices_view()).snapshot_id
+        snapshots[choices_view()] = _latest_choices(ws, index["version"]).snapshot_id
     with ws.home.lock("create-release"):
         made = releases.every(ws.ledger)
         taken = {release.name for release in made}
@@ -114,6 +114,18 @@ def _latest(ws: Workspace, view: str) -> Snapshot:
     if not snapshots:
         raise NotReadyError(f"{view} has no snapshot yet. Run `headwater backfill` first.")
     return snapshots[-1]
+
+
+def _latest_choices(ws: Workspace, version: str) -> Snapshot:
+    """Return the choices that can be read with a version's latest users; NotReadyError where none can."""
+    found = choices_before(ws, _latest(ws, embedding_view("user", version)))
+    if found is None:
+        raise NotReadyError(
+            f"Retrieval adds own choices, and {choices_view()} has no snapshot that can be read with the latest users "
+            f"of {version}. Publish one (`headwater backfill`, own_choices above 0), or run `headwater "
+            "train-downstream` for the retrieval consumer and create a new release."
+        )
+    return found
 
 
 def _ranker(ws: Workspace, consumer: dict[str, Any], served: dict[str, str]) -> dict[str, Any]:
@@ -165,6 +177,8 @@ def promote(ws: Workspace, name: str, *, by: str, now: datetime, progress: Progr
     """
     release = releases.get(ws.ledger, name)
     verified = {view: _latest(ws, view) for view in release.snapshots}
+    if release.index is not None and choices_view() in verified:
+        _latest_choices(ws, release.index["version"])
     check_parts(ws, release, thorough=True)
     from jobs.online_check import check_online
     from jobs.store import open_store

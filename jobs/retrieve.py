@@ -16,7 +16,7 @@ import numpy as np
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.contracts.naming import choices_view, embedding_view
 from feature_repo.lake import read_json, write_json
-from jobs.own_choices import OwnChoices
+from jobs.own_choices import OwnChoices, choices_before, known_choices
 from jobs.popularity import VIEW, Popularity
 from jobs.retrieve_questions import (
     HORIZON,
@@ -33,10 +33,10 @@ from jobs.retrieve_questions import (
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
-    from models.downstream.retrieval import RetrievalScore
+    from models.downstream.retrieval import Own, RetrievalScore
 
-WEIGHTS = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05)  # of popularity, against products of unit vectors
-OWN_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # of own choices, against the same
+WEIGHTS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08)  # of popularity, against products of unit vectors
+OWN_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2)  # of own choices, against the same
 LEARNED_FROM = 2_000  # users at most
 
 
@@ -72,7 +72,7 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
             f"No snapshot of {version} lies before {ws.splits.valid_end}. Run `headwater backfill` first."
         )
     # Own choices are tried where they are published, whether or not they come to weigh anything.
-    published = [test.users, test.items, *filter(None, [OwnChoices(1.0).choices(ws, test.users)])]
+    published = [test.users, test.items, *filter(None, [choices_before(ws, test.users)])]
     folder = ws.home.artifacts / f"{name}-{''.join(snapshot.sha256[:8] for snapshot in published)}"
     done = folder / "scores.json"
     reused = done.exists()
@@ -80,15 +80,15 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
         ws.use_threads()
         progress(f"{name}: build the index and its baselines", 0, 2)
         earlier = pair_before(ws, version, before(ws, test))
-        added = learn_added(ws, earlier)
-        scores = _score(ws, test, added)
+        learned = learn_added(ws, earlier)
+        scores = _score(ws, test, learned)
         if scores is None:
             raise NotReadyError(
                 f"Nobody chose a known item within {HORIZON.days} days from {test.users.available_at}. "
                 "Set other splits."
             )
         index = {key: scores["setup"][key] for key in ("index", "items", "snapshot")}
-        write_json({**index, "space_id": scores["space_id"], **added.told()}, folder / "index.json")
+        write_json({**index, "space_id": scores["space_id"], **learned.added.told()}, folder / "index.json")
         progress(f"{name}: the same before the test period", 1, 2)
         validation = None
         if earlier is not None:
@@ -126,45 +126,63 @@ class Added:
         """Return it as JSON."""
         return {"popularity": self.popularity.told(), "own_choices": self.own.told()}
 
-    def rank(self, ws: Workspace, pair: Pair, found: Asked) -> np.ndarray:
-        """Return the best items for those whom the question of a pair of snapshots is about, int [B, K]."""
+    def rank(self, ws: Workspace, pair: Pair, found: Asked, known: Own | None) -> np.ndarray:
+        """Return the best items for those whom the question of a pair of snapshots is about, int [B, K].
+
+        Parameters
+        ----------
+        known
+            Their own choices, not weighed yet; None where none may be read.
+        """
         offsets = self.popularity.offsets(ws, pair.items, found.item_ids)
-        own = self.own.own(ws, pair.users, found.user_ids, found.item_ids)
-        return found.question.rank(found.users, found.items, offsets, own)
+        return found.question.rank(found.users, found.items, offsets, self.own.of(known))
 
 
-def learn_added(ws: Workspace, pair: Pair | None) -> Added:
+@dataclass(frozen=True)
+class Learned:
+    """What found the most, and what did without own choices."""
+
+    added: Added = field(default_factory=Added)
+    without_own: Added = field(default_factory=Added)
+
+
+def learn_added(ws: Workspace, pair: Pair | None) -> Learned:
     """Return the weights with which the most was found of what users chose after a pair of snapshots.
 
     Nothing is added where there is no such pair, or nobody chose anything. Of equal weights the least are taken.
     """
+    from models.downstream.retrieval import build_index
     from models.metrics import recall_at_k
 
     found = None if pair is None else ask(ws, pair)
     if pair is None or found is None:
-        return Added()
+        return Learned()
     asked, most = found.question, len(found.question.asked)
     chosen = np.unique(np.linspace(0, most - 1, min(most, LEARNED_FROM)).astype(np.int64))
     some = replace(asked, asked=asked.asked[chosen], relevant=[asked.relevant[place] for place in chosen])
     # In a small catalogue a hundred items would be nearly all of them.
     k = min(max(KS), max(1, len(found.items) // 10))
-    owns = [OwnChoices(weight) for weight in OWN_WEIGHTS]
-    # Who published no choices has none to weigh.
-    tried = [(own, own.own(ws, pair.users, found.user_ids, found.item_ids)) for own in owns]
-    tried = [(own, given) for own, given in tried if given is not None or not own.weight]
-    best, most_found = Added(), -1.0
+    known = choices_of(ws, pair, replace(found, question=some))
+    users = found.users[some.asked]
+    recalls: dict[Added, float] = {}
     for weight in WEIGHTS:
-        popularity = Popularity.of_actions(actions_of(ws), weight)
-        offsets = popularity.offsets(ws, pair.items, found.item_ids)
-        for own, given in tried:
-            ranked = some.rank(found.users, found.items, offsets, given)
-            recall = float(recall_at_k(ranked, some.relevant, (k,))[k].mean())
-            if recall > most_found:
-                best, most_found = Added(popularity, own), recall
-    return best
+        popularity = Popularity.of_actions(actions_of(ws), weight) if weight else Popularity()
+        index = build_index(found.items, offsets=popularity.offsets(ws, pair.items, found.item_ids))
+        nearest = index.search(users, max(KS))
+        for own in map(OwnChoices, OWN_WEIGHTS if known is not None else OWN_WEIGHTS[:1]):
+            mine = own.of(known)
+            ranked = nearest[0] if mine is None else index.with_own(users, *nearest, mine)[0]
+            recalls[Added(popularity, own)] = float(recall_at_k(ranked, some.relevant, (k,))[k].mean())
+    alone = [added for added in recalls if not added.own.weight]
+    return Learned(max(recalls, key=lambda added: recalls[added]), max(alone, key=lambda added: recalls[added]))
 
 
-def _score(ws: Workspace, pair: Pair, added: Added) -> dict[str, Any] | None:
+def choices_of(ws: Workspace, pair: Pair, found: Asked) -> Own | None:
+    """Return the own choices of those who are asked about, [B, N], not weighed yet; None where none may be read."""
+    return known_choices(ws, pair.users, found.user_ids.gather(found.question.asked), found.item_ids)
+
+
+def _score(ws: Workspace, pair: Pair, learned: Learned) -> dict[str, Any] | None:
     """Score a pair of snapshots and the baselines; None where nobody chose a known item."""
     from models.downstream.retrieval import als, build_index
 
@@ -176,15 +194,14 @@ def _score(ws: Workspace, pair: Pair, added: Added) -> dict[str, Any] | None:
     ones = np.ones(len(asked.pairs[0]), np.float32)
     factorized = als(*asked.pairs, ones, (len(users), len(items)), asked.asked, max(KS), factors=factors)
     name = _name(ws, str(pair.users.version))
-    # What was added is taken away again, one after the other.
-    ours = {
-        added: name,
-        replace(added, own=OwnChoices()): f"{name}, popularity added",
-        Added(): f"{name}, vectors alone",
-    }
-    ours[added] = name
+    known = choices_of(ws, pair, found)
+    # Each further row has its weights learned with less to add.
+    ours = {learned.added: name}
+    if learned.without_own != Added():
+        ours.setdefault(learned.without_own, f"{name}, popularity added")
+    ours.setdefault(Added(), f"{name}, vectors alone")
     ranked = {
-        **{label: each.rank(ws, pair, found) for each, label in ours.items()},
+        **{label: each.rank(ws, pair, found, known) for each, label in ours.items()},
         f"popularity ({', '.join(actions_of(ws))})": asked.popular,
         f"ALS ({factors} factors, implicit)": factorized,
     }
@@ -192,8 +209,9 @@ def _score(ws: Workspace, pair: Pair, added: Added) -> dict[str, Any] | None:
     for surface in surfaces_of(ws):
         there = question(ws, user_ids, item_ids, pair.users.as_of, surface=surface)
         if there is not None:
+            here = replace(found, question=there)
             positions = {
-                name: added.rank(ws, pair, replace(found, question=there)),
+                name: learned.added.rank(ws, pair, here, choices_of(ws, pair, here)),
                 f"popularity ({surface})": there.popular,
             }
             scored = {label: _row(label, there.score(ranking)) for label, ranking in positions.items()}
@@ -210,7 +228,7 @@ def _score(ws: Workspace, pair: Pair, added: Added) -> dict[str, Any] | None:
             "relevant": sum(len(found) for found in asked.relevant),
             "index": build_index(items).kind,
             "snapshot": pair.items.snapshot_id,
-            **added.told(),
+            **learned.added.told(),
         },
         "space_id": pair.users.space_id,
     }

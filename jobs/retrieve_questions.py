@@ -80,12 +80,11 @@ class Question:
     ) -> np.ndarray:
         """Return the best items for those who are asked about, int [B, K].
 
-        Users are [U, D], items [I, D], offsets [I], what users chose themselves [U, N].
+        Users are [U, D], items [I, D], offsets [I], what those who are asked about chose themselves [B, N].
         """
         from models.downstream.retrieval import build_index
 
-        mine = None if own is None else own.take(self.asked)
-        found, _ = build_index(items, offsets=offsets).search(users[self.asked], max(KS), own=mine)
+        found, _ = build_index(items, offsets=offsets).search(users[self.asked], max(KS), own=own)
         return found
 
     def score(self, ranked: np.ndarray) -> RetrievalScore:

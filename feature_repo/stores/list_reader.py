@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from feature_repo.contracts.errors import ConfigError, OnlineStoreError
 from feature_repo.stores.backends import backend_of, field_of, key_of
-from feature_repo.stores.clocks import BoolArray
+from feature_repo.stores.clocks import MISSING, BoolArray
 from feature_repo.stores.embeddings import Freshness, Ids, id_column
 
 if TYPE_CHECKING:
@@ -110,6 +110,13 @@ class ListReader:
             for name, (stored, _) in answers.items()
         }
         return Lists(values, found)
+
+    def stored(self, ids: Ids) -> BoolArray:
+        """Return which ids have a row, however old, bool [N]; errors as of :meth:`read`."""
+        column = id_column(ids, self._kind == ValueType.INT64, self._key)
+        if not len(column):
+            return np.zeros(0, np.bool_)
+        return np.all([times != MISSING for _, times in self._backend.fetch(column)], axis=0)
 
     def close(self) -> None:
         """Give back connections that this reader opened."""

@@ -18,7 +18,7 @@ from feast.data_source import DataSource
 from feast.types import Array, Bool, Float32, Float64, Int64, String
 from feast.value_type import ValueType
 
-from feature_repo.contracts.naming import ENTITIES, join_key
+from feature_repo.contracts.naming import ENTITIES, choices_view, join_key
 from feature_repo.contracts.types import Snapshot, View
 from feature_repo.lake import Home
 from feature_repo.ledger import Ledger
@@ -89,6 +89,8 @@ def _view(
     home: Home, ledger: Ledger, record: View, entity: FeastEntity, since: datetime, latest: Snapshot
 ) -> FeatureView:
     tags, description, owner = {"kind": "plain"}, "Counts or attributes as of each snapshot.", ""
+    if record.name == choices_view():
+        description = "What users chose themselves as of each snapshot: items and faded counts, strongest first."
     if record.version is not None:
         version = ledger.version(record.version)
         space = ledger.space(version.space_id)

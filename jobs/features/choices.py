@@ -38,11 +38,11 @@ def own_choices(
         ``user_id`` in the order of `users`; ``items``, list of ids, and ``strengths``, list<float32> of the same
         length: the faded numbers of choices, strongest first, equal ones by id. Empty for users without a choice.
     """
-    reach = half_life * math.log2(1 / _LEAST)
+    start = as_of - min(half_life * math.log2(1 / _LEAST), max(as_of - log.start, timedelta(0)))
     age = (pl.lit(as_of) - pl.col("event_timestamp")).dt.total_microseconds() / (half_life / timedelta(microseconds=1))
     faded = (pl.lit(2.0).pow(-age) * _WHOLE).round().cast(pl.Int64).alias("strength")
     chosen = (
-        log.window(as_of - reach, as_of)
+        log.window(start, as_of)
         .filter(pl.col("event_type").is_in(list(actions)))
         .select("user_id", "item_id", faded)
         .group_by("user_id", "item_id")

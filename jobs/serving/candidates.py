@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.stores.list_reader import Lists
-from jobs.own_choices import ITEMS, STRENGTHS, OwnChoices
+from jobs.own_choices import ITEMS, STRENGTHS, OwnChoices, placed
 from jobs.serving.rows import PlainRows
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Candidates:
         """Return what the choices of R users add, [R, N]; None where the release adds nothing for them."""
         if chosen is None:
             return None
-        return self._own_choices.placed(chosen.values[ITEMS], chosen.values[STRENGTHS], self._places)
+        return self._own_choices.of(placed(chosen.values[ITEMS], chosen.values[STRENGTHS], self._places))
 
     def search(
         self, users: np.ndarray, space_id: str, k: int, among: np.ndarray | None, own: Own | None = None

@@ -183,8 +183,8 @@ class UserRows:
     spaces
         Embedding view -> the space that the release reads.
     members
-        Embedding view -> some users of its latest snapshot. Those that are stored now witness from here on that the
-        store still has what it had.
+        View that is read here -> some users of its latest snapshot. Those that are stored now witness from here on
+        that the store still has what it had.
     choices
         The view of users' own choices and its lists; None where nobody reads them.
 
@@ -206,6 +206,7 @@ class UserRows:
         self._witnesses: dict[str, list[Any]] = {}
         self._features = [f"{view.name}:{name}" for view in plain for name in view.fields]
         self._choices = None if choices is None else ListReader(store, *choices)
+        self._choices_view = "" if choices is None else choices[0]
         self._readers: dict[str, EmbeddingReader] = {}
         for name, space_id in spaces.items():
             tagged = store.get_feature_view(name).tags.get("space_id")
@@ -215,6 +216,7 @@ class UserRows:
                     "Run `headwater apply`."
                 )
             self._readers[name] = EmbeddingReader(store, name, "embedding")
+        for name in members:
             stored = self._stored(name, members[name])
             self._witnesses[name] = [user for user, there in zip(members[name], stored, strict=True) if there]
             if len(members[name]) and not self._witnesses[name]:
@@ -260,8 +262,16 @@ class UserRows:
         return Vectors(answer.vectors, answer.found, np.where(answer.found, micros(now) - age, -1))
 
     def choices(self, ids: list[Any], now: datetime) -> Lists | None:
-        """Return the own choices of R users, empty where no row may be read now; None where nobody reads them."""
-        return None if self._choices is None else self._choices.read(ids, now)
+        """Return the own choices of R users, empty where no row may be read now; None where nobody reads them.
+
+        Raises OnlineStoreError as :meth:`check`.
+        """
+        if self._choices is None:
+            return None
+        answer = self._choices.read(ids, now)
+        if not answer.found.all():
+            self.check(self._choices_view)
+        return answer
 
     def check(self, view: str | None = None) -> None:
         """Tell users that the store never knew from a store that lost what it had, as Redis does without a file.
@@ -269,7 +279,7 @@ class UserRows:
         Parameters
         ----------
         view
-            Embedding view; None for all.
+            One of those that are read here; None for all.
 
         Raises
         ------
@@ -285,6 +295,8 @@ class UserRows:
                 )
 
     def _stored(self, view: str, ids: Sequence[Any]) -> list[bool]:
+        if self._choices is not None and view == self._choices_view:
+            return self._choices.stored(list(ids)).tolist()
         age = self._readers[view].read(list(ids), EPOCH).age
         return (~np.isnan(age)).tolist()
 

@@ -199,13 +199,14 @@ def load(ws: Workspace, store: FeatureStore, now: datetime) -> Served:
     if own_choices.weight and not visible.get(choices_view()):
         raise NotReadyError(
             f"{release.name} adds own choices, and {choices_view()} has no snapshot that may be read at "
-            f"{now:%Y-%m-%d %H:%M} UTC. Run `headwater backfill`, or serve a log of the past with --now."
+            f"{now:%Y-%m-%d %H:%M} UTC. Publish them (`headwater backfill`, own_choices above 0), train the retrieval "
+            "consumer again and release it, or serve a log of the past with --now."
         )
     users = UserRows(
         store,
         [view for view in plain_views if view.entity == "user" and visible.get(view.name)],
         {view: spaces[view] for view in read},
-        {view: _some_ids(ws, visible[view][-1]) for view in read},
+        {view: _some_ids(ws, visible[view][-1]) for view in [*read, *([choices_view()] if own_choices.weight else [])]},
         choices=(choices_view(), (ITEMS, STRENGTHS)) if own_choices.weight else None,
     )
     integer_ids = records[next(iter(spaces))].id_type == "int64"

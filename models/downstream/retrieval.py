@@ -89,14 +89,39 @@ class ItemIndex:
         """
         vectors = self._asking(users)
         if vectors.shape[1] != self._index.d:
-            own, theirs = (count - self.with_offsets for count in (vectors.shape[1], self._index.d))
-            raise ValueError(f"ItemIndex: user vectors have {own} numbers, items {theirs}.")
+            asked, theirs = (count - self.with_offsets for count in (vectors.shape[1], self._index.d))
+            raise ValueError(f"ItemIndex: user vectors have {asked} numbers, items {theirs}.")
         if among is not None and len(among) <= _FLAT_ITEMS:
             found = self._search_exactly(vectors, k, np.asarray(among, np.int64))
         else:
             scores, positions = self._index.search(vectors, k, params=self._parameters(k, among))
             found = positions, scores
-        return found if own is None else self._with_own(vectors, found, own, among)
+        return found if own is None else self.with_own(users, *found, own, among)
+
+    def with_own(
+        self,
+        users: ArrayLike,
+        positions: Integers,
+        scores: NDArray[np.float32],
+        own: Own,
+        among: Integers | None = None,
+    ) -> tuple[Integers, NDArray[np.float32]]:
+        """Return the best of what :meth:`search` found and of the users' own items, as it would with `own`.
+
+        Exact where the search was. The same search serves any number of weights of what is added.
+        """
+        asking, mine = self._asking(users), own.positions
+        if among is not None:
+            mine = np.where(np.isin(mine, among), mine, -1)
+        lowest = np.finfo(np.float32).min
+        mine_scores = np.where(mine >= 0, self._scores(asking, mine) + own.added, lowest)
+        # An item is scored as one's own or as found, not as both: rows are told apart by their number.
+        row = np.arange(len(mine))[:, None] * len(self)
+        twice = np.isin(row + positions, (row + mine)[mine >= 0]) & (positions >= 0)
+        all_positions = np.concatenate([np.where(twice, -1, positions), mine], axis=1)
+        all_scores = np.concatenate([np.where(twice | (positions < 0), lowest, scores), mine_scores], axis=1)
+        best = np.argsort(-all_scores, axis=1, kind="stable")[:, : positions.shape[1]]
+        return np.take_along_axis(all_positions, best, axis=1), np.take_along_axis(all_scores, best, axis=1)
 
     def products(self, users: ArrayLike, positions: Integers) -> NDArray[np.float32]:
         """Return the inner products of each user with some items, ``[B, K]``, nothing added; 0 for position -1."""
@@ -113,28 +138,6 @@ class ItemIndex:
             products = np.einsum("bd,bnd->bn", asking[start : start + _ROWS_AT_ONCE], items)
             scores[start : start + _ROWS_AT_ONCE] = np.where(rows >= 0, products, 0)
         return scores
-
-    def _with_own(
-        self,
-        asking: NDArray[np.float32],
-        found: tuple[Integers, NDArray[np.float32]],
-        own: Own,
-        among: Integers | None,
-    ) -> tuple[Integers, NDArray[np.float32]]:
-        """Return the best of what was found and of the users' own items; exact where the search was."""
-        positions, scores = found
-        mine = own.positions
-        if among is not None:
-            mine = np.where(np.isin(mine, among), mine, -1)
-        lowest = np.finfo(np.float32).min
-        mine_scores = np.where(mine >= 0, self._scores(asking, mine) + own.added, lowest)
-        # An item is scored as one's own or as found, not as both: rows are told apart by their number.
-        row = np.arange(len(mine))[:, None] * len(self)
-        twice = np.isin(row + positions, (row + mine)[mine >= 0]) & (positions >= 0)
-        all_positions = np.concatenate([np.where(twice, -1, positions), mine], axis=1)
-        all_scores = np.concatenate([np.where(twice | (positions < 0), lowest, scores), mine_scores], axis=1)
-        best = np.argsort(-all_scores, axis=1, kind="stable")[:, : positions.shape[1]]
-        return np.take_along_axis(all_positions, best, axis=1), np.take_along_axis(all_scores, best, axis=1)
 
     def _asking(self, users: ArrayLike) -> NDArray[np.float32]:
         """Return user vectors as the index is asked: with a 1 that meets the items' offsets."""

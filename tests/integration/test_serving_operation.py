@@ -223,6 +223,8 @@ def test_text_for_ids(tmp_path: Path) -> None:
         assert status == 200 and found["found"] == [True, False]
         excluding = {"user_id": "user-3", "k": 5, "exclude": items[:2]}
         _, nearest = call(f"{url}/v1/retrieve", excluding)
+        chosen = pl.read_parquet(ws.home.lake / "user_choices" / "*.parquet").filter(pl.col("user_id") == "user-3")
+        assert set(chosen["items"][0]) > {item["item_id"] for item in nearest["items"]}
         assert not {item["item_id"] for item in nearest["items"]} & set(items[:2])
         assert recommend(url, "nobody")[1]["fallback"] == "popular"
         status, refused = recommend(url, 3)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import redis
 import yaml
@@ -18,6 +19,7 @@ import yaml
 import jobs.store
 from benchmarks import online_home
 from feature_repo.contracts.errors import NotReadyError
+from feature_repo.stores import online_redis
 from jobs import audit, materialize
 from jobs.serving.background import free_port, serving
 from jobs.serving.holder import Holder
@@ -125,6 +127,25 @@ def test_redis_comes_back_empty(server: Server, tmp_path: Path) -> None:
     redis.Redis(port=server.port).flushall()
     with pytest.raises(NotReadyError, match="materialize --again"):
         Holder(settings(ws)).refresh()
+
+
+def test_redis_forgets_what_users_chose(server: Server, tmp_path: Path) -> None:
+    """Retrieval without what it was released with is no answer, though every vector is there."""
+    ws = small_home(tmp_path / "home")
+    store = redis.Redis(port=server.port)
+    with serving(settings(ws, timeout_s=2.0)) as url:
+        status, answer = call(f"{url}/v1/retrieve", {"user_id": 3, "k": 20})
+        chosen = pl.read_parquet(ws.home.lake / "user_choices" / "*.parquet").filter(pl.col("user_id") == 3)["items"][0]
+        assert status == 200 and set(chosen) > {item["item_id"] for item in answer["items"][:5]}
+        fields = [online_redis._feature_field("user_choices", name) for name in ("items", "strengths", "available_us")]
+        for key in store.scan_iter():
+            store.hdel(key, online_redis._clock_field("user_choices"), *fields)
+        status, answer = call(f"{url}/v1/retrieve", {"user_id": 3, "k": 20})
+        assert status == 503 and answer["error"]["code"] == "unavailable", answer
+        wait_until(lambda: call(f"{url}/readyz")[1]["behind"])
+        materialize.run(ws, materialize.last_available(ws, online_home.NOW), again=True)
+        status, again = call(f"{url}/v1/retrieve", {"user_id": 3, "k": 20})
+        assert status == 200 and set(chosen) > {item["item_id"] for item in again["items"][:5]}
 
 
 def wait_until(happened: Callable[[], bool]) -> None:

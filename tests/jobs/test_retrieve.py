@@ -12,13 +12,13 @@ import pytest
 
 from feature_repo.contracts.naming import choices_view
 from feature_repo.contracts.types import Check, Entity, Space, Verdict, Version, View
-from jobs import ingest, item_index
+from jobs import ingest, item_index, retrieve
 from jobs.config import Config
-from jobs.own_choices import OwnChoices
+from jobs.own_choices import OwnChoices, choices_before, known_choices
 from jobs.popularity import VIEW, Popularity
 from jobs.publication import Candidate, clocked, publish_together
 from jobs.refresh import EMBEDDING_FIELDS, vector_table
-from jobs.retrieve import Added, learn_added
+from jobs.retrieve import Added, Learned, learn_added
 from jobs.retrieve_questions import HORIZON, ask, before, pair_before, question, surfaces_of
 from jobs.serving.candidates import Candidates
 from jobs.workspace import Workspace
@@ -142,9 +142,9 @@ def counted(tmp_path: Path) -> Workspace:
 def test_the_weight_of_popularity_is_learned_where_it_finds_more(counted: Workspace) -> None:
     pair = pair_before(counted, "v1", AS_OF)
     assert pair is not None
-    added = learn_added(counted, pair)
-    learned = added.popularity
-    assert added.own.weight == 0  # nobody's choices are published
+    both = learn_added(counted, pair)
+    learned = both.added.popularity
+    assert both.added == both.without_own and both.added.own.weight == 0  # nobody's choices are published
     assert learned.weight > 0 and learned.columns == ("activity_28d",)
     found = ask(counted, pair)
     assert found is not None
@@ -161,7 +161,7 @@ def test_no_choice_counts_that_had_not_happened_when_the_index_is_used(counted: 
     moment = before(counted, pair)
     assert moment + counted.config.availability_lag + HORIZON == pair.users.as_of
     # Before them there is no pair of snapshots to learn from.
-    assert pair_before(counted, "v1", moment) is None and learn_added(counted, None) == Added()
+    assert pair_before(counted, "v1", moment) is None and learn_added(counted, None) == Learned()
 
 
 def _publish_choices(ws: Workspace, items: list[list[int]], strengths: list[list[float]], as_of: datetime) -> None:
@@ -181,8 +181,9 @@ def test_own_choices_add_to_what_one_chose_and_to_nothing_else(counted: Workspac
     assert pair is not None
     found = ask(counted, pair)
     assert found is not None
-    own = OwnChoices(0.1).own(counted, pair.users, found.user_ids, found.item_ids)
-    assert own is not None
+    known = known_choices(counted, pair.users, found.user_ids, found.item_ids)
+    own = OwnChoices(0.1).of(known)
+    assert own is not None and OwnChoices(0.0).of(known) is None
     assert own.positions.tolist() == [list(range(8)), [2, 3] + [-1] * 6]  # 99 has no vector
     assert own.added[0] == pytest.approx(0.1 * np.log(5)) and own.added[1, 0] == pytest.approx(0.1 * np.log(2))
     ranked = found.question.rank(found.users, found.items, own=own)
@@ -196,24 +197,55 @@ def test_own_choices_add_to_what_one_chose_and_to_nothing_else(counted: Workspac
 def test_the_weight_of_own_choices_is_learned_where_they_are_made_again(counted: Workspace) -> None:
     _publish_choices(counted, [ITEMS[-4:]] * 2, [[0.5] * 4] * 2, AS_OF)
     learned = learn_added(counted, pair_before(counted, "v1", AS_OF))
-    assert learned.own.weight > 0 and learned.popularity.weight == 0  # the least that finds all
+    assert learned.added.own.weight > 0 and learned.added.popularity == Popularity()  # the least that finds all
+    # Alone popularity is worth something.
+    assert learned.without_own.popularity.weight > 0 and learned.without_own.own.weight == 0
 
 
 def test_own_choices_weigh_nothing_where_others_are_made(counted: Workspace) -> None:
     _publish_choices(counted, [ITEMS[:8]] * 2, [[4.0] * 8] * 2, AS_OF)
     learned = learn_added(counted, pair_before(counted, "v1", AS_OF))
-    assert learned.own.weight == 0 and learned.popularity.weight > 0
+    assert learned.added == learned.without_own
+    assert learned.added.own.weight == 0 and learned.added.popularity.weight > 0
 
 
 def test_own_choices_are_those_as_of_the_moment_or_before(counted: Workspace) -> None:
     pair = pair_before(counted, "v1", AS_OF)
     assert pair is not None
     _publish_choices(counted, [ITEMS[-4:]] * 2, [[0.5] * 4] * 2, AS_OF + timedelta(days=2))
-    assert OwnChoices(0.1).choices(counted, pair.users) is None and learn_added(counted, pair).own.weight == 0
+    assert choices_before(counted, pair.users) is None and learn_added(counted, pair).added.own.weight == 0
     _publish_choices(counted, [ITEMS[:4]] * 2, [[0.5] * 4] * 2, AS_OF - timedelta(days=2))
-    read = OwnChoices(0.1).choices(counted, pair.users)
+    read = choices_before(counted, pair.users)
     assert read is not None and read.as_of == AS_OF - timedelta(days=2)
-    assert OwnChoices(0.0).choices(counted, pair.users) is None
+    # What serving would not read any more is not evaluated either, nor what the settings leave out.
+    settings = counted.config
+    assert choices_before(Workspace(counted.home, settings.model_copy(update={"ttl_days": 1})), pair.users) is None
+    assert choices_before(Workspace(counted.home, settings.model_copy(update={"own_choices": 0})), pair.users) is None
+
+
+@pytest.mark.parametrize(
+    ("learned", "rows"),
+    [
+        (
+            Learned(
+                Added(Popularity(0.02, ("activity_28d",)), OwnChoices(0.1)), Added(Popularity(0.01, ("activity_28d",)))
+            ),
+            3,
+        ),
+        (Learned(Added(own=OwnChoices(0.1)), Added()), 2),
+        (Learned(), 1),
+    ],
+)
+def test_each_row_of_the_table_takes_something_away(counted: Workspace, learned: Learned, rows: int) -> None:
+    _publish_choices(counted, [ITEMS[-4:]] * 2, [[0.5] * 4] * 2, AS_OF)
+    pair = pair_before(counted, "v1", AS_OF)
+    assert pair is not None
+    scores = retrieve._score(counted, pair, learned)
+    assert scores is not None
+    names = [row["model"] for row in scores["table"]]
+    expected = ["DERM v1", "DERM v1, popularity added", "DERM v1, vectors alone"]
+    assert names[:-2] == (expected if rows == 3 else [expected[0], expected[2]][:rows])
+    assert names[-2:] == ["popularity (view)", "ALS (2 factors, implicit)"]
 
 
 def test_popularity_goes_the_whole_way_to_what_is_served(counted: Workspace) -> None:

@@ -154,7 +154,7 @@ def _publish_choices(ws: Workspace, as_of: datetime) -> None:
 def test_own_choices_that_retrieval_learned_belong_to_the_release_and_must_be_online(ws: Workspace) -> None:
     learned = {"space_id": SPACES["v1"], "own_choices": {"weight": 0.2}}
     write_json(learned, ws.home.artifacts / "retrieval-1" / "index.json")
-    with pytest.raises(NotReadyError, match="user_choices has no snapshot yet"):
+    with pytest.raises(NotReadyError, match="user_choices has no snapshot that can be read with"):
         release.create(ws, now=NOW)
     apply.run(ws)
     materialize.run(ws, NOW)

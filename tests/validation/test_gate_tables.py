@@ -109,7 +109,7 @@ LIST_FAULTS: dict[str, tuple[Change, str]] = {
     "other length": (replaced("strengths", 3, [0.5]), "features_side_by_side"),
     "negative strength": (replaced("strengths", 3, [0.5, -0.5]), "features_not_negative"),
     "NaN": (replaced("strengths", 3, [0.5, float("nan")]), "features_finite"),
-    "longer integers": (lambda c: c.update(items=c["items"].cast(pa.list_(pa.int32()))), "file_types"),
+    "shorter integers": (lambda c: c.update(items=c["items"].cast(pa.list_(pa.int32()))), "file_types"),
 }
 
 
