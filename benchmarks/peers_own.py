@@ -13,7 +13,7 @@ from scipy import sparse
 from models.downstream.retrieval import Own
 
 # Against the score of a user's hundredth item, on average: peers have scales of their own.
-WEIGHTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+WEIGHTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 
 def dense_scores(model: Any, matrix: sparse.csr_matrix, asked: np.ndarray) -> np.ndarray:
