@@ -121,7 +121,8 @@ def retrieval(rows: Sequence[Part]) -> Part | None:
     reach = [value for row in rows for value in numbers([row.get(key) for key in keys])]
     scale = Scale(0.0, max([*reach, *(ci[1] for ci in intervals if ci)], default=0.0) or 1.0)
     tops = [real(row.get("recall_at_100")) or 0.0 for row in rows]
-    popular = (top for row, top in zip(rows, tops, strict=True) if "popular" in str(row.get("model")).lower())
+    # Not a model that popularity is added to.
+    popular = (top for row, top in zip(rows, tops, strict=True) if str(row.get("model")).startswith("popularity"))
     base = next(popular, 0.0)
     lines = []
     for row, ci, top in zip(rows, intervals, tops, strict=True):

@@ -17,7 +17,7 @@ import pytest
 from feature_repo.contracts.errors import LakeError, NotReadyError
 from jobs import report, report_charts
 from jobs.report import render, run
-from jobs.report_quality import headline
+from jobs.report_quality import headline, retrieval
 
 _VOID = {"meta", "link", "br", "hr", "img", "input"}
 _LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "formaction", "xlink:href"}
@@ -201,6 +201,17 @@ def test_headline_takes_the_row_named_beforehand_not_the_luckiest(sample: dict[s
     assert headline(_lift(0.01, [0.005, 0.02], "user")).startswith("Embeddings (user) lift CTR")
     assert headline({"lift": ctr[:1]}) == "No CTR ranker with embeddings was compared with the one without"
     assert headline({}) == "No lift was measured in this run"
+
+
+def test_recall_is_held_against_popularity_and_not_against_a_model_that_it_is_added_to() -> None:
+    rows = [
+        {"model": "DERM v1", "recall_at_100": 0.4},
+        {"model": "DERM v1, popularity added", "recall_at_100": 0.3},
+        {"model": "popularity (purchase)", "recall_at_100": 0.1},
+    ]
+    found = retrieval(rows)
+    assert found is not None
+    assert [row["ratio"] for row in found["rows"]] == pytest.approx([4, 3, 1])
 
 
 def test_the_share_of_the_possible_gain_stands_only_where_the_truth_is_known(sample: dict[str, Any]) -> None:
