@@ -68,7 +68,7 @@ def main() -> None:
     for consumer in ws.config.consumers:
         if consumer.task in arguments.tasks and set(arguments.parts) - {"retrieval"}:
             contest = Contest(ws, rows_of(ws, consumer.name), tell)
-            found[consumer.task] = contest.run(arguments.parts)
+            found[consumer.task] = contest.run(arguments.parts, found.get(consumer.task))
         write_json(report, arguments.out)
     write_json(report, arguments.out)
     show(found)
@@ -133,8 +133,13 @@ class Contest:
             return self.further[name]
         return {"none": lambda: {}, SVD: lambda: self.svd, OURS: lambda: self.ours}[name]()
 
-    def run(self, parts: list[str]) -> dict[str, Any]:
-        """Train what is missing; return the rows of the table, comparisons and costs."""
+    def run(self, parts: list[str], known: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Train what is missing; return the rows of the table, comparisons and costs.
+
+        Where only costs are asked for, `known` keeps the rest: what a request costs does not depend on lifts.
+        """
+        if known is not None and set(parts) - {"retrieval"} == {"cost"}:
+            return known | {"ranking_cost": self._cost()}
         own = our_logits(self.ws, self.rows)
         logits: dict[Name, np.ndarray] = {PLAIN: own["none"], ("ranker", OURS): own["v1"], ("ranker", ALL): own["all"]}
         facts: dict[str, Any] = {}

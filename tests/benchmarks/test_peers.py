@@ -18,6 +18,7 @@ from scipy import sparse
 
 from benchmarks import peers_retrieval, peers_sasrec, peers_tables, peers_trees, quality_records
 from benchmarks.one_request import OneRequest, of_one_user, sources_of
+from benchmarks.peers import Contest
 from benchmarks.peers_monolith import Monolith, MonolithBatch
 from benchmarks.peers_own import WEIGHTS, dense_scores, rank
 from benchmarks.peers_retrieval import SEARCH, Asked, K, model_of
@@ -253,6 +254,13 @@ def test_the_search_chooses_with_and_without_own_choices(tmp_path: Path, monkeyp
     assert setting["kind"] == "bm25" and weight == told["weight"] == 0.5
     assert told["tried"] == len(WEIGHTS) * len(list((tmp_path / "with").iterdir()))
     assert set(peers_retrieval._search("item-kNN", alone, tmp_path / "alone", lambda *told: None)) == {"item-kNN"}
+
+
+def test_timing_again_keeps_the_lifts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Contest, "_cost", lambda self: {"candidates": 500})
+    contest = Contest(None, None, lambda *told: None)  # type: ignore[arg-type]
+    known = {"lift": [{"model": "monolith"}], "ranking_cost": None}
+    assert contest.run(["retrieval", "cost"], known) == known | {"ranking_cost": {"candidates": 500}}
 
 
 def test_own_choices_again_come_before_what_is_popular() -> None:
