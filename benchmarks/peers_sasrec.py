@@ -23,6 +23,17 @@ RECBOLE = "1.2.1"
 SCRIPT = Path(__file__).parent / "peers_sasrec_model.py"
 
 
+def in_sequence(test: Asked) -> tuple[np.ndarray, np.ndarray]:
+    """Return user and item positions of every choice ever made, oldest first, those of one moment in any order.
+
+    A log may have the choices of one moment, such as the lines of a receipt, in the order of their ids. A model of
+    sequences would learn that order, and not what is chosen next.
+    """
+    users, items = test.ever.pairs
+    order = np.lexsort((np.random.default_rng(0).random(len(users)), -test.ever.ages))
+    return users[order], items[order]
+
+
 def recall(test: Asked, python: Path, folder: Path, tell: Callable[..., None]) -> tuple[np.ndarray, dict[str, Any]]:
     """Return recall@100 per user of SASRec, and how it was trained.
 
@@ -35,7 +46,7 @@ def recall(test: Asked, python: Path, folder: Path, tell: Callable[..., None]) -
     done = folder / "ranked.npz"
     if not done.exists():
         tell("SASRec: train in its own environment")
-        users, items = test.ever.pairs
+        users, items = in_sequence(test)
         with replacing(folder / "asked.npz") as staged, staged.open("wb") as out:
             np.savez(out, users=users, items=items, asked=test.question.asked, popular=test.question.popular[0])
         # RecBole writes its logs where it is run.

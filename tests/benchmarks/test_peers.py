@@ -376,3 +376,17 @@ def test_what_the_other_environment_writes_where_it_runs_stays_in_its_folder(
     assert recall.tolist() == [1.0, 0.0]
     assert (elsewhere / "sasrec" / "log.txt").exists()
     assert [found.name for found in elsewhere.iterdir()] == ["sasrec"]
+
+
+def test_choices_of_one_moment_are_in_no_order_of_ids() -> None:
+    ages = np.repeat([9.0, 5.0, 2.0], 200)
+    pairs = np.zeros(600, int), np.tile(np.arange(200), 3)
+    question = Question(np.array([0]), [np.array([1])], np.zeros((1, 4), int), pairs, ages)
+    test = Asked(question, question, np.zeros((1, 3), np.float32), np.zeros((200, 3), np.float32))
+    users, items = peers_sasrec.in_sequence(test)
+    assert (users == 0).all()
+    for moment in range(3):
+        bought = items[200 * moment : 200 * (moment + 1)]
+        assert sorted(bought) == list(range(200))
+        assert 0.35 < (np.diff(bought) > 0).mean() < 0.65
+    assert (items == peers_sasrec.in_sequence(test)[1]).all()
