@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.peers_retrieval import Asked, K
+from benchmarks.peers_rows import digest
 from feature_repo.lake import read_json, replacing
 
 RECBOLE = "1.2.1"
@@ -37,18 +39,22 @@ def in_sequence(test: Asked) -> tuple[np.ndarray, np.ndarray]:
 def recall(test: Asked, python: Path, folder: Path, tell: Callable[..., None]) -> tuple[np.ndarray, dict[str, Any]]:
     """Return recall@100 per user of SASRec, and how it was trained.
 
+    What is trained lies in `folder` under a name of its own for each question and each version of the model's script.
+
     Raises
     ------
     RuntimeError
         If the other environment's run failed; its output is in the message.
     """
+    users, items = in_sequence(test)
+    asked = {"users": users, "items": items, "asked": test.question.asked, "popular": test.question.popular[0]}
+    folder = folder / digest(SCRIPT.read_text(), *(sha256(np.ascontiguousarray(v)).hexdigest() for v in asked.values()))
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "ranked.npz"
     if not done.exists():
         tell("SASRec: train in its own environment")
-        users, items = in_sequence(test)
         with replacing(folder / "asked.npz") as staged, staged.open("wb") as out:
-            np.savez(out, users=users, items=items, asked=test.question.asked, popular=test.question.popular[0])
+            np.savez(out, **asked)  # type: ignore[arg-type]
         # RecBole writes its logs where it is run.
         command = [str(python.absolute()), str(SCRIPT), str(folder.resolve()), str(K)]
         ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

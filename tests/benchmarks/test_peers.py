@@ -374,8 +374,17 @@ def test_what_the_other_environment_writes_where_it_runs_stays_in_its_folder(
     python = Path(os.path.relpath(sys.executable))
     recall, _ = peers_sasrec.recall(test, python, Path("sasrec"), lambda told: None)
     assert recall.tolist() == [1.0, 0.0]
-    assert (elsewhere / "sasrec" / "log.txt").exists()
+    assert [found.relative_to(elsewhere).parts[0] for found in elsewhere.rglob("log.txt")] == ["sasrec"]
     assert [found.name for found in elsewhere.iterdir()] == ["sasrec"]
+    # Asked the same, what lies there is the answer; another question or another model is trained anew.
+    peers_sasrec.recall(test, python, Path("sasrec"), lambda told: None)
+    assert len(list(elsewhere.rglob("log.txt"))) == 1
+    question.popular[:, 0] = 2
+    recall, _ = peers_sasrec.recall(test, python, Path("sasrec"), lambda told: None)
+    assert recall.tolist() == [0.0, 0.0]
+    script.write_text(script.read_text() + "# other settings\n")
+    peers_sasrec.recall(test, python, Path("sasrec"), lambda told: None)
+    assert len(list(elsewhere.rglob("log.txt"))) == 3
 
 
 def test_choices_of_one_moment_are_in_no_order_of_ids() -> None:
