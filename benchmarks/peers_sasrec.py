@@ -48,13 +48,15 @@ def recall(test: Asked, python: Path, folder: Path, tell: Callable[..., None]) -
     """
     users, items = in_sequence(test)
     asked = {"users": users, "items": items, "asked": test.question.asked, "popular": test.question.popular[0]}
-    folder = folder / digest(SCRIPT.read_text(), *(sha256(np.ascontiguousarray(v)).hexdigest() for v in asked.values()))
+    folder = folder / digest(
+        SCRIPT.read_text(), *(sha256(np.ascontiguousarray(v).tobytes()).hexdigest() for v in asked.values())
+    )
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "ranked.npz"
     if not done.exists():
         tell("SASRec: train in its own environment")
         with replacing(folder / "asked.npz") as staged, staged.open("wb") as out:
-            np.savez(out, **asked)  # type: ignore[arg-type]
+            np.savez(out, **asked)
         # RecBole writes its logs where it is run.
         command = [str(python.absolute()), str(SCRIPT), str(folder.resolve()), str(K)]
         ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

@@ -137,7 +137,7 @@ def retire(
 
 @app.command()
 def prune(
-    version: Annotated[str | None, typer.Argument(help="Version; all by default.")] = None,
+    version: Annotated[str | None, typer.Argument(help="Version; by default all, counts and own choices too.")] = None,
     keep_days: Annotated[int | None, typer.Option(help="Days before the newest to keep; the coverage, 90.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     home: HomeOption = HOME,

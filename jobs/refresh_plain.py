@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feature_repo import lifecycle
 from feature_repo.contracts.naming import (
     ENTITIES,
     attributes_view,
@@ -38,7 +39,7 @@ class Result:
 def run(ws: Workspace, as_of: datetime, *, progress: Progress = silent) -> Result:
     """Publish user and item counts and users' own choices as of a moment, and the attributes once.
 
-    A moment that is published already is left as it is.
+    A moment that is published already is left as it is, and so is one that was pruned.
 
     Raises
     ------
@@ -54,13 +55,20 @@ def run(ws: Workspace, as_of: datetime, *, progress: Progress = silent) -> Resul
     return Result(as_of, tuple(publication for publication in publications if publication is not None))
 
 
-def _counts(ws: Workspace, entity: Entity, as_of: datetime) -> Publication:
+def _pruned(ws: Workspace, view: str, as_of: datetime) -> bool:
+    horizon = lifecycle.horizons(ws.ledger).get(view)
+    return horizon is not None and as_of < horizon
+
+
+def _counts(ws: Workspace, entity: Entity, as_of: datetime) -> Publication | None:
     from jobs.features.history import STATS, stats
 
     view = stats_view(entity)
     done = published(ws, view, as_of)
     if done is not None:
         return Publication(done, 0.0, reused=True)
+    if _pruned(ws, view, as_of):
+        return None
     frame = stats(ws.log, entity, as_of, ws.config.coverage).select(join_key(entity), *STATS)
     available_at = as_of + ws.config.availability_lag
     table = clocked(_arrow(frame), available_at)
@@ -84,6 +92,8 @@ def _choices(ws: Workspace, as_of: datetime) -> Publication | None:
     done = published(ws, view, as_of)
     if done is not None and _metadata(ws.home.root / done.path).get("choices") == made_by:
         return Publication(done, 0.0, reused=True)
+    if _pruned(ws, view, as_of):
+        return None
     users = stats(ws.log, "user", as_of, ws.config.coverage)[join_key("user")]
     frame = own_choices(ws.log, users, as_of, actions, half_life, kept)
     available_at = as_of + ws.config.availability_lag

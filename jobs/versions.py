@@ -9,7 +9,7 @@ from typing import Any
 
 from feature_repo import lifecycle, releases
 from feature_repo.contracts.errors import ConfigError, LakeError
-from feature_repo.contracts.naming import ENTITIES, check_version, embedding_view
+from feature_repo.contracts.naming import ENTITIES, check_version, choices_view, embedding_view, stats_view
 from feature_repo.contracts.types import Snapshot, Version
 from feature_repo.failpoints import durable
 from feature_repo.lifecycle import Retirement
@@ -164,17 +164,18 @@ def prune(ws: Workspace, version: str | None = None, *, keep: timedelta | None =
     Parameters
     ----------
     version
-        None prunes every version.
+        None prunes every version, and the counts and own choices of users and items.
     keep
         The configured coverage by default (90 days).
     """
     reach = ws.config.coverage if keep is None else keep
     names = [ws.ledger.version(version).version] if version else [item.version for item in ws.ledger.versions()]
+    plain = [] if version else [*map(stats_view, ENTITIES), choices_view()]
     removed: list[str] = []
     kept: dict[str, str] = {}
     with ws.home.lock(LOCK):
         reasons = needed(ws)
-        for view in [embedding_view(entity, name) for name in names for entity in ENTITIES]:
+        for view in [*(embedding_view(entity, name) for name in names for entity in ENTITIES), *plain]:
             snapshots = ws.ledger.snapshots(view, accepted=True)
             if not snapshots:
                 continue

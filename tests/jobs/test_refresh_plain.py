@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from jobs import ingest, refresh_plain
+from jobs import ingest, refresh_plain, versions
 from jobs.config import Config
 from jobs.workspace import Workspace
 
@@ -75,3 +75,20 @@ def test_other_settings_publish_choices_again_and_nothing_else(ws: Workspace, ch
 def test_no_choices_are_published_where_none_are_wanted(ws: Workspace) -> None:
     refresh_plain.run(Workspace(ws.home, ws.config.model_copy(update={"own_choices": 0})), AS_OF)
     assert choices(ws) is None
+
+
+def test_pruned_counts_and_choices_are_gone_and_are_not_made_again(ws: Workspace) -> None:
+    moments = [AS_OF - timedelta(days=days) for days in (21, 14, 0)]
+    for moment in moments:
+        refresh_plain.run(ws, moment)
+    files = {item.snapshot_id: ws.home.root / item.path for item in ws.ledger.snapshots()}
+    planned = versions.prune(ws, keep=timedelta(days=15), dry_run=True)
+    assert all(file.exists() for file in files.values())
+    assert versions.prune(ws, keep=timedelta(days=15)) == planned
+    assert sorted(planned.removed) == [
+        f"{view}-20240209T000000Z" for view in ("item_stats", "user_choices", "user_stats")
+    ]
+    assert all(file.exists() != (name in planned.removed) for name, file in files.items())
+    assert refresh_plain.run(ws, moments[0]).publications == ()
+    assert all(publication.reused for publication in refresh_plain.run(ws, moments[1]).publications)
+    assert refresh_plain.run(ws, AS_OF - timedelta(days=7)).publications
