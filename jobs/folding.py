@@ -111,8 +111,10 @@ class OutcomeFolding:
 
         half_life = timedelta(days=self.config.half_life_days)
         reader = OutcomeReader(self.log, as_of, self.coverage, half_life, codes["user"], codes["item"])
-        by_user = Outcomes.by(*map(torch.from_numpy, reader.read(self.activity().actions)))
-        return BothSides(by_user, by_user.turned())
+        read = reader.read(self.activity().actions)
+        by_user = Outcomes.by(*map(torch.from_numpy, read.rows))
+        rates = (torch.from_numpy(read.user_rates), torch.from_numpy(read.item_rates))
+        return BothSides(by_user, by_user.turned(), *rates)
 
     def fold(self, users: Tensor, items: Tensor, happened: BothSides) -> FoldedOutcomes:
         """Return both sides after the outcomes."""
@@ -122,10 +124,11 @@ class OutcomeFolding:
 
     def again(self, entity: Entity, raw: Tensor, folded: FoldedOutcomes, happened: BothSides, places: Tensor) -> Tensor:
         """Solve some rows of an entity."""
-        from models.upstream.fold_in_outcomes import solve_outcomes
+        from models.upstream.fold_in_outcomes import solve_outcomes, with_rates
 
         rows = happened.of(entity).of(places)
-        return solve_outcomes(entity, raw, folded.given(entity), rows, self.config, folded.frame)
+        solved = solve_outcomes(entity, raw, folded.given(entity), rows, folded.frame)
+        return with_rates(entity, solved, happened.rates(entity)[places], self.config, folded.frame)
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,9 @@ def of_space(
         return ChoiceFolding(FoldIn(**config[KEY]), activity)
     if OUTCOMES_KEY in config:
         check_impressions(log)
-        return OutcomeFolding(OutcomeFoldIn(**config[OUTCOMES_KEY]), log, activity, coverage)
+        # A space goes on as it began, with what later ones do left out.
+        method = OutcomeFoldIn(**{"rate": 0.0, "even": True, **config[OUTCOMES_KEY]})
+        return OutcomeFolding(method, log, activity, coverage)
     return None
 
 

@@ -16,7 +16,7 @@ import polars as pl
 from jobs.features.log import OUTCOMES, EventLog
 
 ONE_IN = 5  # impressions without a click that are read, each counting for so many
-NEGATIVES = 4  # per activity
+NEGATIVES = 8  # per activity
 SWEEPS = 3  # over all factors of a rate
 # Precision of one factor of a rate around the others, in logits: a deviation of 0.45.
 FACTOR_PRIOR = 5.0
@@ -35,6 +35,18 @@ class OutcomeRows(NamedTuple):
     offset: np.ndarray
     weight: np.ndarray
     rated: np.ndarray
+
+
+class Read(NamedTuple):
+    """What a moment knows of outcomes.
+
+    rows: the outcomes; user_rates [U], item_rates [I], float32: how much likelier a click is with this user or item, in
+    logits, given the context and the other side. 0 for whom nothing was shown to, and for what was not shown.
+    """
+
+    rows: OutcomeRows
+    user_rates: np.ndarray
+    item_rates: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,20 +70,23 @@ class OutcomeReader:
     users: np.ndarray
     items: np.ndarray
 
-    def read(self, activity: Collection[str]) -> OutcomeRows:
+    def read(self, activity: Collection[str]) -> Read:
         """Return impressions, and beside them activities of these types, less those that are an impression's outcome.
 
         Of impressions without a click one in `ONE_IN` is read. Its offset adds up the rates of its context, its user
-        and its item. An activity stands beside `NEGATIVES` items that others turned to on the same day, as often as
-        they did: where each is as likely as all of them together, popularity cancels out.
+        and its item, which do not fade: who clicks much does so for long. An activity stands beside `NEGATIVES` items
+        that others turned to on the same day, as often as they did: where each is as likely as all of them together,
+        popularity cancels out.
         """
-        parts = zip(self._impressions(), self._activities(set(activity) - set(OUTCOMES)), strict=True)
+        shown, *rates = self._impressions()
+        parts = zip(shown, self._activities(set(activity) - set(OUTCOMES)), strict=True)
         user, item, *rest = (np.concatenate(pair) for pair in parts)
-        return OutcomeRows(
+        rows = OutcomeRows(
             user.astype(np.int64), item.astype(np.int64), *(values.astype(np.float32) for values in rest)
         )
+        return Read(rows, *(values.astype(np.float32) for values in rates))
 
-    def _impressions(self) -> OutcomeRows:
+    def _impressions(self) -> tuple[OutcomeRows, np.ndarray, np.ndarray]:
         clicks = (
             self._events()
             .filter((pl.col("event_type") == "click") & pl.col("impression_id").is_not_null())
@@ -89,9 +104,12 @@ class OutcomeReader:
         context = self.log.context_columns.categorical
         rows = self._placed(shown, "clicked", "weight", *context)
         user, item, clicked = rows["user"].to_numpy(), rows["item"].to_numpy(), rows["clicked"].to_numpy()
-        weight = rows["weight"].to_numpy() * self._fading(rows) * np.where(clicked, 1.0, ONE_IN)
-        offset = additive_logits(clicked, weight, [*(_numbered(rows[name]) for name in context), user, item])
-        return OutcomeRows(user, item, clicked, offset, weight, np.ones(len(rows)))
+        stands_for = rows["weight"].to_numpy() * np.where(clicked, 1.0, ONE_IN)
+        factors = [*(_numbered(rows[name]) for name in context), user, item]
+        sizes = [*(int(values.max(initial=-1)) + 1 for values in factors[:-2]), len(self.users), len(self.items)]
+        offset, coefficients = additive_logits(clicked, stands_for, factors, sizes)
+        outcomes = OutcomeRows(user, item, clicked, offset, stands_for * self._fading(rows), np.ones(len(rows)))
+        return outcomes, coefficients[-2], coefficients[-1]
 
     def _activities(self, kinds: Collection[str]) -> OutcomeRows:
         """Return activities and then their negatives [A + A * K]."""
@@ -128,8 +146,10 @@ def _numbered(values: pl.Series) -> np.ndarray:
     return values.cast(pl.String).fill_null("").cast(pl.Categorical).to_physical().cast(pl.Int64).to_numpy()
 
 
-def additive_logits(happened: np.ndarray, weight: np.ndarray, factors: list[np.ndarray]) -> np.ndarray:
-    """Return logits [N] of a logistic regression on factors alone, each value of which has one coefficient.
+def additive_logits(
+    happened: np.ndarray, weight: np.ndarray, factors: list[np.ndarray], sizes: list[int]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return logits [N] of a logistic regression on factors alone, and of each factor one coefficient per value.
 
     Parameters
     ----------
@@ -137,10 +157,12 @@ def additive_logits(happened: np.ndarray, weight: np.ndarray, factors: list[np.n
         bool and float [N].
     factors
         Per factor the value of each row, integers from 0 on [N].
+    sizes
+        Per factor how many values there are; the coefficient of one that no row has is 0.
     """
     mean = float(np.clip(np.average(happened, weights=weight), 1e-6, 1 - 1e-6)) if len(happened) else 0.5
     logit = np.full(len(happened), np.log(mean / (1 - mean)))
-    coefficients = [np.zeros(int(values.max(initial=-1)) + 1) for values in factors]
+    coefficients = [np.zeros(size) for size in sizes]
     for _ in range(SWEEPS):
         for values, own in zip(factors, coefficients, strict=True):
             chance = 1 / (1 + np.exp(-logit))
@@ -148,4 +170,4 @@ def additive_logits(happened: np.ndarray, weight: np.ndarray, factors: list[np.n
             step = gradient / (np.bincount(values, weight * chance * (1 - chance), len(own)) + FACTOR_PRIOR)
             own += step
             logit += step[values]
-    return logit
+    return logit, coefficients

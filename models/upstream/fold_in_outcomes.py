@@ -6,6 +6,9 @@ per user, with the model's vector as the mean of its prior: the random effects o
 (Zhang et al., GLMix: Generalized Linear Mixed Models For Large-Scale Response Prediction, KDD 2016). One Newton step
 each, for the model is near (docs/adr/0098-outcomes-are-folded-in.md).
 
+The intercepts of that regression, how much likelier a click is with this user or this item, are no product, and stand
+in a coordinate of their own (docs/adr/0100-rates-have-a-coordinate.md).
+
 Legend: U users, I items, X rows being solved, Y the other side, P outcomes, E vector dim, R directions.
 """
 
@@ -27,6 +30,7 @@ STEPS = 4  # of conjugate gradients
 CHUNK_FLOATS = 1 << 18  # vectors of the other side that stay in the cache
 DIRECTIONS = 32  # in which vectors are moved: those in which they vary; more are hardly used, and cost as much
 SCALE_ROWS, SCALE_STEPS = 1 << 20, 8  # outcomes that tell a scale, and Newton steps
+LEAST_VARIANCE = 1e-3  # of a direction, in proportion to that of all
 RATE_PRIOR = 5.0  # precision of a row's own rate, around what all rows of its kind tell: a deviation of 0.45 in logits
 
 
@@ -37,17 +41,26 @@ class OutcomeFoldIn:
     Attributes
     ----------
     prior
-        Precision of the prior around the model's unit vector: with 100 each coordinate may differ by about 0.1.
+        Precision of the prior around the model's unit vector: with 100 a coordinate may differ by about 0.1, on average
+        over the directions; more in those in which the model's vectors vary more.
     half_life_days
         After so many days an outcome counts half. Whoever reads outcomes sees to it.
+    rate
+        What a row's own rate adds to its vector, per logit, before the vector is scaled to length 1; with 0 nothing.
+    even
+        The same precision in every direction.
     """
 
     prior: float = 100.0
     half_life_days: float = 30.0
+    rate: float = 0.3
+    even: bool = False
 
     def __post_init__(self) -> None:
         if min(self.prior, self.half_life_days) <= 0:
             raise ConfigError("fold_in: prior and half_life_days must be above 0.")
+        if self.rate < 0:
+            raise ConfigError("fold_in: rate must not be below 0.")
 
 
 @dataclass(frozen=True)
@@ -100,14 +113,20 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class BothSides:
-    """The outcomes of one moment, sorted by user and by item."""
+    """The outcomes of one moment, sorted by user and by item, and both sides' own rates, float32 [U] and [I]."""
 
     user: Outcomes
     item: Outcomes
+    user_rates: Tensor
+    item_rates: Tensor
 
     def of(self, entity: Entity) -> Outcomes:
         """Return them by the side that is solved."""
         return self.user if entity == "user" else self.item
+
+    def rates(self, entity: Entity) -> Tensor:
+        """Return an entity's own rates, in logits."""
+        return self.user_rates if entity == "user" else self.item_rates
 
 
 @dataclass(frozen=True)
@@ -122,16 +141,28 @@ class Frame:
         Orthonormal columns [E, R] within which vectors are moved.
     scale
         Logits that a product of two vectors is worth.
+    user_prior, item_prior
+        Precisions of the priors along the directions [R].
+    still
+        Two more orthonormal columns [E, 2], where the model's vectors hardly vary and their means have nothing: that of
+        users' own rates and that of items'. [E, 0] where rates are not asked for.
     """
 
     user_centre: Tensor
     item_centre: Tensor
     directions: Tensor
     scale: float
+    user_prior: Tensor
+    item_prior: Tensor
+    still: Tensor
 
     def centre(self, entity: Entity) -> Tensor:
         """Return the mean of an entity's vectors [E]."""
         return self.user_centre if entity == "user" else self.item_centre
+
+    def prior(self, entity: Entity) -> Tensor:
+        """Return the precisions of the prior of an entity's vectors [R]."""
+        return self.user_prior if entity == "user" else self.item_prior
 
 
 @dataclass(frozen=True)
@@ -151,26 +182,67 @@ def fold_in_outcomes(users_UE: Tensor, items_IE: Tensor, outcomes: BothSides, co
     outcomes
         Of the window that counts.
     """
-    frame = frame_of(users_UE, items_IE, outcomes.user)
-    items = solve_outcomes("item", items_IE, users_UE, outcomes.item, config, frame)
-    users = solve_outcomes("user", users_UE, items, outcomes.user, config, frame)
-    return FoldedOutcomes(functional.normalize(users), functional.normalize(items), users_UE, items, frame)
+    frame = frame_of(users_UE, items_IE, outcomes.user, config)
+    items = solve_outcomes("item", items_IE, users_UE, outcomes.item, frame)
+    users = solve_outcomes("user", users_UE, items, outcomes.user, frame)
+    told_users = with_rates("user", users, outcomes.user_rates, config, frame)
+    told_items = with_rates("item", items, outcomes.item_rates, config, frame)
+    return FoldedOutcomes(functional.normalize(told_users), functional.normalize(told_items), users_UE, items, frame)
 
 
-def frame_of(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes) -> Frame:
+def frame_of(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes, config: OutcomeFoldIn) -> Frame:
     """Return what the model's vectors have in common; `outcomes` are by user."""
-    directions = varying_directions(users_UE, items_IE)
-    return Frame(users_UE.mean(0), items_IE.mean(0), directions, fit_scale(users_UE, items_IE, outcomes))
+    directions, still = axes(users_UE, items_IE, reserved=2 if config.rate else 0)
+    scale = fit_scale(users_UE, items_IE, outcomes)
+    user_prior, item_prior = (precisions(vectors_XE @ directions, config) for vectors_XE in (users_UE, items_IE))
+    return Frame(users_UE.mean(0), items_IE.mean(0), directions, scale, user_prior, item_prior, still)
 
 
-def varying_directions(users_UE: Tensor, items_IE: Tensor) -> Tensor:
-    """Return the directions in which the model's vectors vary most, users and items alike: orthonormal [E, R]."""
+def precisions(vectors_XR: Tensor, config: OutcomeFoldIn) -> Tensor:
+    """Return the prior's precision along each direction [R], from what the model's vectors have there [X, R].
+
+    Where they vary much, much can be wrong: the variance of the prior is in proportion to theirs.
+    """
+    if config.even or len(vectors_XR) < 2:
+        return torch.full((vectors_XR.shape[1],), config.prior)
+    variance_R = vectors_XR.var(0)
+    mean = variance_R.mean()
+    return config.prior * mean / variance_R.clamp_min(float(mean) * LEAST_VARIANCE + 1e-12)
+
+
+def axes(users_UE: Tensor, items_IE: Tensor, reserved: int) -> tuple[Tensor, Tensor]:
+    """Return where the model's vectors vary most and where least, users and items alike.
+
+    Returns
+    -------
+    tuple of Tensor
+        Orthonormal columns: [E, R], and beside them [E, reserved], on which no vector's mean lies.
+    """
     dim = users_UE.shape[1]
-    if dim <= DIRECTIONS:
-        return torch.eye(dim)
     covariances = [torch.cov(side.T) for side in (users_UE, items_IE) if len(side) > 1]
-    spread_EE = sum((cov / cov.trace().clamp_min(1e-12) for cov in covariances), start=torch.zeros(dim, dim))
-    return torch.linalg.eigh(spread_EE.double())[1][:, -DIRECTIONS:].float().contiguous()
+    spread_EE = sum((cov / cov.trace().clamp_min(1e-12) for cov in covariances), start=torch.zeros(dim, dim)).double()
+    means_2E = torch.stack([users_UE.mean(0), items_IE.mean(0)]).double().nan_to_num()  # no rows, no mean
+    size, basis_2E = torch.linalg.svd(means_2E, full_matrices=False)[1:]
+    means_EE = basis_2E[size > 1e-9].T @ basis_2E[size > 1e-9]
+    # What is left out gets an eigenvalue that no covariance has: above all others, or below.
+    off_EE = torch.eye(dim, dtype=torch.float64) - means_EE
+    still = torch.linalg.eigh(off_EE @ spread_EE @ off_EE + 4 * means_EE)[1][:, :reserved]
+    rest_EE = torch.eye(dim, dtype=torch.float64) - still @ still.T
+    found = torch.linalg.eigh(rest_EE @ spread_EE @ rest_EE - still @ still.T)[1]
+    return found[:, -min(DIRECTIONS, dim - reserved) :].float().contiguous(), still.float().contiguous()
+
+
+def with_rates(entity: Entity, vectors_XE: Tensor, rates_X: Tensor, config: OutcomeFoldIn, frame: Frame) -> Tensor:
+    """Return vectors with their own rates where the frame keeps room for them, [X, E].
+
+    Products of users and items know nothing of either: each side's direction is empty on the other.
+    """
+    if not config.rate:
+        return vectors_XE
+    at = 0 if entity == "user" else 1
+    wanted_X2 = torch.zeros(len(vectors_XE), 2)
+    wanted_X2[:, at] = config.rate * rates_X
+    return vectors_XE + (wanted_X2 - vectors_XE @ frame.still) @ frame.still.T
 
 
 def fit_scale(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes) -> float:
@@ -187,9 +259,7 @@ def fit_scale(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes) -> float:
     return max(scale, 0.0)
 
 
-def solve_outcomes(
-    entity: Entity, prior_XE: Tensor, other_YE: Tensor, outcomes: Outcomes, config: OutcomeFoldIn, frame: Frame
-) -> Tensor:
+def solve_outcomes(entity: Entity, prior_XE: Tensor, other_YE: Tensor, outcomes: Outcomes, frame: Frame) -> Tensor:
     """Return every row's vector after a Newton step from the prior's mean, float32 [X, E].
 
     The logit of an outcome is offset + scale * (x - centre) . (y - mean of all y) + rated * b, with a rate b of the
@@ -207,8 +277,7 @@ def solve_outcomes(
     dim = frame.directions.shape[1]
     other_YR = ((other_YE - other_YE.mean(0)) @ frame.directions) * frame.scale
     start_XR = (prior_XE - frame.centre(entity)) @ frame.directions
-    precision = torch.full((dim + 1,), config.prior)
-    precision[dim] = RATE_PRIOR
+    precision = torch.cat([frame.prior(entity), torch.tensor([RATE_PRIOR])])
     for rows, pairs in chunks(outcomes.row, len(prior_XE), max(CHUNK_FLOATS // dim, 1)):
         part = outcomes.take(pairs)
         place, weight = part.row - rows.start, part.weight

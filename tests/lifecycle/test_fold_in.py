@@ -119,6 +119,18 @@ def test_outcomes_are_folded_in_and_pass_the_gate(outcomes: Workspace) -> None:
         assert np.allclose(upstream.infer(entity, CUT, places)[1], vectors[places], atol=1e-5)
 
 
+def test_a_space_goes_on_as_it_began(outcomes: Workspace) -> None:
+    space = outcomes.ledger.space("shown")
+    told = {name: value for name, value in space.config[folding.OUTCOMES_KEY].items() if name not in ("rate", "even")}
+    outcomes.ledger.put_space(replace(space, space_id="older", config={**space.config, folding.OUTCOMES_KEY: told}))
+    outcomes.ledger.put_version(Version("v4", "older", "folds outcomes in", "upstream team", None))
+    upstream = refresh.upstream_at(outcomes, "v4", CUT)
+    method = folding.of_space(upstream.space.config, outcomes.log, lambda: upstream.tables.activity, timedelta(days=90))
+    assert isinstance(method, folding.OutcomeFolding) and method.config.rate == 0 and method.config.even
+    with_rates = refresh.upstream_at(outcomes, "v3", CUT)
+    assert np.abs(upstream.infer("user", CUT)[1] - with_rates.infer("user", CUT)[1]).max() > 0.01
+
+
 def test_outcomes_of_later_do_not_show(outcomes: Workspace) -> None:
     """A log that ends at the moment gives the same vectors as one that goes on."""
     as_of = CUT - timedelta(days=14)
@@ -149,7 +161,9 @@ def test_how_choices_fade_is_a_setting_of_what_folds_in() -> None:
     kept = FoldIn(**folding.setting(5.0, 90.0)[folding.KEY])
     assert (kept.prior, kept.half_life_days) == (5.0, 90.0)
     assert kept.reach_days == pytest.approx(598, abs=1)
-    assert folding.setting(50.0, reads="outcomes") == {folding.OUTCOMES_KEY: {"prior": 50.0, "half_life_days": 30.0}}
+    assert folding.setting(50.0, reads="outcomes") == {
+        folding.OUTCOMES_KEY: {"prior": 50.0, "half_life_days": 30.0, "rate": 0.3, "even": False}
+    }
     with pytest.raises(ValidationError, match="set fold_in too"):
         Upstream(version="v1", fold_in_half_life_days=90.0)
     with pytest.raises(ValidationError, match="set fold_in too"):

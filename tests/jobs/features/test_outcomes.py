@@ -44,7 +44,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> EventLog:
 
 def read(log: EventLog, as_of: datetime, *, days: int = 30, half_life: float = 1e6, items: int = ITEMS) -> OutcomeRows:
     reach, fades = timedelta(days=days), timedelta(days=half_life)
-    return OutcomeReader(log, as_of, reach, fades, np.arange(USERS), np.arange(items)).read(("click", "view"))
+    return OutcomeReader(log, as_of, reach, fades, np.arange(USERS), np.arange(items)).read(("click", "view")).rows
 
 
 def test_every_click_is_read_and_others_stand_for_those_that_are_not(log: EventLog) -> None:
@@ -113,17 +113,35 @@ def test_offsets_tell_the_surface(log: EventLog) -> None:
     assert chance.max() > 0.2 and chance.min() < 0.1
 
 
+def test_rates_are_told_of_each_user_and_item_and_do_not_fade(log: EventLog) -> None:
+    as_of, days = START + timedelta(days=11), timedelta(days=30)
+    users, items = np.arange(USERS + 1), np.arange(ITEMS)
+    found = OutcomeReader(log, as_of, days, timedelta(days=1), users, items).read(("click",))
+    assert found.user_rates.shape == (USERS + 1,) and found.item_rates.shape == (ITEMS,)
+    assert found.user_rates[-1] == 0  # nothing was shown to nobody
+    shown = log.coded(log.window(None, as_of)).collect()
+    counts = [
+        np.bincount(shown.filter(pl.col("event_type") == kind)["user_code"], minlength=USERS)
+        for kind in ("click", "impression")
+    ]
+    assert np.corrcoef(found.user_rates[:-1], counts[0] / counts[1])[0, 1] > 0.8  # one in five of the others is read
+    slow = OutcomeReader(log, as_of, days, 1000 * days, users, items).read(("click",))
+    assert np.array_equal(slow.user_rates, found.user_rates) and not np.allclose(slow.rows.weight, found.rows.weight)
+
+
 def test_one_factor_is_its_rate_and_two_add_up() -> None:
     draw = np.random.default_rng(1)
     left, right = draw.integers(3, size=60_000), draw.integers(4, size=60_000)
     truth = -1.5 + np.array([0.0, 0.8, -0.6])[left] + np.array([0.5, -0.5, 0.0, 1.0])[right]
     happened = draw.random(60_000) < 1 / (1 + np.exp(-truth))
-    alone = additive_logits(happened, np.ones(60_000), [left])
+    alone, _ = additive_logits(happened, np.ones(60_000), [left], [3])
     for value in range(3):
         rate = happened[left == value].mean()
         assert alone[left == value][0] == pytest.approx(np.log(rate / (1 - rate)), abs=0.02)
-    assert np.abs(additive_logits(happened, np.ones(60_000), [left, right]) - truth).max() < 0.12
-    assert len(additive_logits(happened[:0], np.ones(0), [left[:0]])) == 0
+    logits, (_, coefficients) = additive_logits(happened, np.ones(60_000), [left, right], [3, 5])
+    assert np.abs(logits - truth).max() < 0.12
+    assert np.abs(np.diff(coefficients[:4]) - [-1.0, 0.5, 1.0]).max() < 0.1 and coefficients[4] == 0
+    assert len(additive_logits(happened[:0], np.ones(0), [left[:0]], [3])[0]) == 0
 
 
 def test_what_is_missing_is_a_value_too() -> None:

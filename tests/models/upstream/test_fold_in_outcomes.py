@@ -15,10 +15,12 @@ from models.upstream.fold_in_outcomes import (
     Frame,
     OutcomeFoldIn,
     Outcomes,
+    axes,
     fit_scale,
     fold_in_outcomes,
+    precisions,
     solve_outcomes,
-    varying_directions,
+    with_rates,
 )
 
 USERS, ITEMS, DIM, SCALE = 80, 60, 8, 6.0
@@ -40,57 +42,62 @@ def outcomes(users: Tensor, items: Tensor, each: int = 200, seed: int = 0) -> Ou
     return Outcomes.by(row, item, happened, offset, weight, (torch.arange(len(row)) % 3 != 1).float())
 
 
-def textbook(prior: Tensor, centre: Tensor, other: Tensor, given: Outcomes, row: int, config: OutcomeFoldIn) -> Tensor:
+def textbook(prior: Tensor, centre: Tensor, other: Tensor, given: Outcomes, row: int, told: Tensor) -> Tensor:
     """One Newton step of a logistic regression with a Gaussian prior, in double precision."""
     mine = given.take(given.row == row)
     near = torch.cat([(other - other.mean(0))[mine.other] * SCALE, mine.rated[:, None]], dim=1).double()
     start = torch.cat([prior[row] - centre, torch.zeros(1)]).double()
     chance = torch.sigmoid(mine.offset.double() + near @ start)
-    precision = torch.full((DIM + 1,), config.prior).double()
-    precision[-1] = RATE_PRIOR
+    precision = torch.cat([told, torch.tensor([RATE_PRIOR])]).double()
     gradient = near.T @ ((mine.happened - chance) * mine.weight)
     hessian = near.T @ ((mine.weight * chance * (1 - chance))[:, None] * near) + torch.diag(precision)
     return prior[row] + torch.linalg.solve(hessian, gradient)[:-1].float()
 
 
-def frame(prior: Tensor) -> Frame:
-    return Frame(prior.mean(0), torch.full((DIM,), torch.nan), torch.eye(DIM), SCALE)
+def frame(prior: Tensor, told: Tensor) -> Frame:
+    nobody = torch.full((DIM,), torch.nan)
+    return Frame(prior.mean(0), nobody, torch.eye(DIM), SCALE, told, nobody, torch.zeros(DIM, 0))
 
 
-def solved(prior: Tensor, other: Tensor, given: Outcomes, config: OutcomeFoldIn) -> Tensor:
-    return solve_outcomes("user", prior, other, given, config, frame(prior))
+def both(given: Outcomes, rates: tuple[Tensor, Tensor] | None = None) -> BothSides:
+    user_rates, item_rates = rates or (torch.zeros(USERS), torch.zeros(ITEMS))
+    return BothSides(given, given.turned(), user_rates, item_rates)
+
+
+def solved(prior: Tensor, other: Tensor, given: Outcomes, told: Tensor) -> Tensor:
+    return solve_outcomes("user", prior, other, given, frame(prior, told))
 
 
 def test_every_row_takes_the_newton_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STEPS", 30)
-    users, items, config = unit(USERS, 1), unit(ITEMS, 2), OutcomeFoldIn(prior=5.0)
+    users, items, told = unit(USERS, 1), unit(ITEMS, 2), torch.linspace(2.0, 40.0, DIM)
     given = outcomes(users, items)
-    found = solved(unit(USERS, 3), items, given, config)
+    found = solved(unit(USERS, 3), items, given, told)
     for row in range(USERS - 1):
-        exact = textbook(unit(USERS, 3), unit(USERS, 3).mean(0), items, given, row, config)
+        exact = textbook(unit(USERS, 3), unit(USERS, 3).mean(0), items, given, row, told)
         assert torch.allclose(found[row], exact, atol=1e-4)
     # Of the last user nothing is known.
     assert torch.equal(found[-1], unit(USERS, 3)[-1])
 
 
 def test_the_steps_that_are_taken_come_near_it() -> None:
-    users, items, config = unit(USERS, 1), unit(ITEMS, 2), OutcomeFoldIn(prior=20.0)
+    users, items, told = unit(USERS, 1), unit(ITEMS, 2), torch.linspace(10.0, 80.0, DIM)
     given = outcomes(users, items)
-    found = solved(unit(USERS, 3), items, given, config)
-    exact = [textbook(unit(USERS, 3), unit(USERS, 3).mean(0), items, given, row, config) for row in range(USERS - 1)]
+    found = solved(unit(USERS, 3), items, given, told)
+    exact = [textbook(unit(USERS, 3), unit(USERS, 3).mean(0), items, given, row, told) for row in range(USERS - 1)]
     moved = torch.linalg.norm(torch.stack(exact) - unit(USERS, 3)[:-1], dim=1)
     assert (torch.linalg.norm(found[:-1] - torch.stack(exact), dim=1) / moved).max() < 0.05
 
 
 def test_chunks_and_samples_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    users, items, config = unit(USERS, 1), unit(ITEMS, 2), OutcomeFoldIn()
+    users, items, told = unit(USERS, 1), unit(ITEMS, 2), torch.full((DIM,), 100.0)
     given, prior = outcomes(users, items), unit(USERS, 3)
-    whole = solved(prior, items, given, config)
+    whole = solved(prior, items, given, told)
     some = torch.tensor([7, 0, USERS - 1])
-    again = solve_outcomes("user", prior[some], items, given.of(some), config, frame(prior))
+    again = solve_outcomes("user", prior[some], items, given.of(some), frame(prior, told))
     assert torch.allclose(again, whole[some], atol=1e-5)
     monkeypatch.setattr(module, "CHUNK_FLOATS", 16 * DIM)
-    assert torch.allclose(solved(prior, items, given, config), whole, atol=1e-5)
+    assert torch.allclose(solved(prior, items, given, told), whole, atol=1e-5)
 
 
 def test_what_was_known_badly_is_known_better_after_it() -> None:
@@ -105,13 +112,13 @@ def test_what_was_known_badly_is_known_better_after_it() -> None:
         return float(torch.corrcoef(torch.stack([told.flatten(), truth.flatten()]))[0, 1])
 
     config = OutcomeFoldIn(prior=10.0)
-    folded = fold_in_outcomes(*model, BothSides(given, given.turned()), config)
+    folded = fold_in_outcomes(*model, both(given), config)
     assert likeness(folded.users, folded.items) > likeness(*model) + 0.08
     assert torch.allclose(torch.linalg.norm(folded.items, dim=1), torch.ones(ITEMS), atol=1e-5)
     # The same outcomes dealt to anybody do not follow the model's products, and move nothing.
     dealt = given.happened[torch.randperm(len(given.row), generator=torch.Generator().manual_seed(9))]
     deaf = Outcomes.by(given.row, given.other, dealt, given.offset, given.weight, given.rated)
-    again = fold_in_outcomes(*model, BothSides(deaf, deaf.turned()), config)
+    again = fold_in_outcomes(*model, both(deaf), config)
     assert likeness(again.users, again.items) <= likeness(*model) + 1e-6
 
 
@@ -126,24 +133,70 @@ def test_long_vectors_move_where_vectors_vary() -> None:
     wide = 40
     turn = torch.linalg.qr(torch.randn(wide, wide, generator=torch.Generator().manual_seed(4)))[0][:, :DIM]
     users, items = unit(USERS, 1) @ turn.T, unit(ITEMS, 2) @ turn.T
-    directions = varying_directions(users, items)
-    assert directions.shape == (wide, module.DIRECTIONS)
-    assert torch.allclose(directions.T @ directions, torch.eye(module.DIRECTIONS), atol=1e-5)
+    directions, still = axes(users, items, reserved=2)
+    assert directions.shape == (wide, module.DIRECTIONS) and still.shape == (wide, 2)
+    columns = torch.cat([directions, still], dim=1)
+    assert torch.allclose(columns.T @ columns, torch.eye(module.DIRECTIONS + 2), atol=1e-5)
     assert torch.allclose(directions @ (directions.T @ turn), turn, atol=1e-4)
     given = outcomes(users, items)
-    folded = fold_in_outcomes(users, items, BothSides(given, given.turned()), OutcomeFoldIn())
-    narrow = fold_in_outcomes(users @ turn, items @ turn, BothSides(given, given.turned()), OutcomeFoldIn())
+    config = OutcomeFoldIn(rate=0.0, even=True)
+    folded = fold_in_outcomes(users, items, both(given), config)
+    narrow = fold_in_outcomes(users @ turn, items @ turn, both(given), config)
     assert torch.allclose(folded.users @ turn, narrow.users, atol=1e-3)
 
 
 def test_nothing_to_fold_in_leaves_the_model() -> None:
     users, items = unit(USERS, 1), unit(ITEMS, 2)
     nothing = outcomes(users, items).take(slice(0))
-    folded = fold_in_outcomes(users, items, BothSides(nothing, nothing), OutcomeFoldIn())
+    folded = fold_in_outcomes(users, items, both(nothing), OutcomeFoldIn(rate=0.0))
     assert torch.allclose(folded.users, users, atol=1e-6) and torch.allclose(folded.items, items, atol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [{"prior": 0.0}, {"half_life_days": -1.0}])
+def test_where_vectors_vary_more_they_may_move_more() -> None:
+    spread = torch.tensor([0.4, 0.2, 0.1, 0.0])
+    vectors = torch.randn(5000, 4, generator=torch.Generator().manual_seed(8)) * spread
+    found = precisions(vectors, OutcomeFoldIn(prior=100.0))
+    assert found[:3] * vectors.var(0)[:3] == pytest.approx([100.0 * float(vectors.var(0).mean())] * 3, rel=1e-4)
+    assert torch.isfinite(found).all() and found[3] > 10 * found[2]
+    assert (precisions(vectors, OutcomeFoldIn(prior=7.0, even=True)) == 7.0).all()
+    assert (precisions(vectors[:1], OutcomeFoldIn(prior=7.0)) == 7.0).all()
+
+
+@pytest.mark.parametrize("reserved", [0, 2])
+def test_axes_keep_room_where_nothing_is(reserved: int) -> None:
+    users, items = unit(USERS, 1) + 0.5, unit(ITEMS, 2) - torch.arange(DIM) / DIM
+    directions, still = axes(users, items, reserved)
+    columns = torch.cat([directions, still], dim=1)
+    assert torch.allclose(columns @ columns.T, torch.eye(DIM), atol=1e-5)
+    assert still.shape == (DIM, reserved)
+    assert (torch.stack([users.mean(0), items.mean(0)]) @ still).abs().max() < 1e-5 if reserved else True
+    nobody = axes(users[:0], items, reserved)
+    assert torch.isfinite(torch.cat(nobody, dim=1)).all()
+
+
+def test_rates_have_a_coordinate_and_products_know_nothing_of_them() -> None:
+    users, items = unit(USERS, 1, 40), unit(ITEMS, 2, 40)
+    draw = torch.Generator().manual_seed(6)
+    rates = torch.randn(USERS, generator=draw) * 0.4, torch.randn(ITEMS, generator=draw) * 0.4
+    given, config = outcomes(users, items), OutcomeFoldIn(rate=0.5)
+    folded = fold_in_outcomes(users, items, both(given, rates), config)
+    for side, own, at in ((folded.users, rates[0], 0), (folded.items, rates[1], 1)):
+        told = side @ folded.frame.still
+        assert torch.allclose(torch.linalg.norm(side, dim=1), torch.ones(len(side)), atol=1e-5)
+        assert torch.corrcoef(torch.stack([told[:, at], own]))[0, 1] > 0.99
+        assert (told[:, at] / own).median() == pytest.approx(0.5, rel=0.1)
+        assert told[:, 1 - at].abs().max() < 1e-6
+    # The direction of a product is what it would be without rates; only its length gives way.
+    silent = fold_in_outcomes(users, items, both(given), config)
+    there, here = folded.users @ folded.items.T, silent.users @ silent.items.T
+    lengths = (torch.linalg.norm(there, dim=1, keepdim=True), torch.linalg.norm(here, dim=1, keepdim=True))
+    assert torch.corrcoef(torch.stack([(there / lengths[0]).flatten(), (here / lengths[1]).flatten()]))[0, 1] > 0.99
+    some = torch.tensor([3, 0])
+    again = with_rates("user", users[some], rates[0][some], config, folded.frame)
+    assert torch.allclose(again, with_rates("user", users, rates[0], config, folded.frame)[some])
+
+
+@pytest.mark.parametrize("bad", [{"prior": 0.0}, {"half_life_days": -1.0}, {"rate": -0.1}])
 def test_settings_that_mean_nothing_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="above 0"):
+    with pytest.raises(ConfigError, match=r"above 0|below 0"):
         OutcomeFoldIn(**bad)
