@@ -33,7 +33,8 @@ from jobs.retrieve_questions import (
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
-    from models.downstream.retrieval import Own, RetrievalScore
+    from models.downstream.baselines import RetrievalScore
+    from models.downstream.retrieval import Own
 
 WEIGHTS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08)  # of popularity, against products of unit vectors
 OWN_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2)  # of own choices, against the same
@@ -184,7 +185,8 @@ def choices_of(ws: Workspace, pair: Pair, found: Asked) -> Own | None:
 
 def _score(ws: Workspace, pair: Pair, learned: Learned) -> dict[str, Any] | None:
     """Score a pair of snapshots and the baselines; None where nobody chose a known item."""
-    from models.downstream.retrieval import als, build_index
+    from models.downstream.baselines import als
+    from models.downstream.retrieval import build_index
 
     found = ask(ws, pair)
     if found is None:

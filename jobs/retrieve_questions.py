@@ -15,7 +15,8 @@ from feature_repo.contracts.types import Snapshot
 from jobs.workspace import Workspace
 
 if TYPE_CHECKING:
-    from models.downstream.retrieval import Own, RetrievalScore
+    from models.downstream.baselines import RetrievalScore
+    from models.downstream.retrieval import Own
 
 KS = (10, 50, 100)
 HORIZON = timedelta(days=28)
@@ -89,7 +90,7 @@ class Question:
 
     def score(self, ranked: np.ndarray) -> RetrievalScore:
         """Return recall of a ranking [B, K], and its ratio to popularity."""
-        from models.downstream.retrieval import score_retrieval
+        from models.downstream.baselines import score_retrieval
 
         return score_retrieval(ranked, self.relevant, KS, baseline=self.popular)
 
@@ -112,7 +113,7 @@ def question(
     surface
         Only choices that came of an impression on it; None for all.
     """
-    from models.downstream.retrieval import popularity
+    from models.downstream.baselines import popularity
 
     positions = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
     rows = pl.DataFrame({"user_id": user_ids}).with_row_index("user")
