@@ -109,6 +109,11 @@ class Contest:
         request = self.rows.source.manifest["request"]
         return place_of(self.ws) / f"{self.rows.name}-{digest(request, asdict(fit_config(len(self.rows.data))))}"
 
+    @property
+    def count(self) -> int:
+        """How many seeds each model has: as many as our rankers."""
+        return self.ws.config.seeds_of(self.ws.config.consumer(self.rows.name))
+
     @cached_property
     def svd(self) -> dict[str, Vectors]:
         """The plain SVD's vectors."""
@@ -185,7 +190,7 @@ class Contest:
         def one(seed: int) -> np.ndarray:
             return self.kept(f"{name}-seed-{seed}", lambda: compute(seed))[0]
 
-        return np.stack([one(seed) for seed in range(self.ws.config.seeds)])
+        return np.stack([one(seed) for seed in range(self.count)])
 
     def _ranker(self, embeddings: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         vectors = self.vectors(embeddings)
@@ -210,7 +215,7 @@ class Contest:
         tried = [one(setting, 0)[1] for setting in peers_trees.SEARCH]
         best = int(np.argmin([facts["valid_log_loss"] for facts in tried]))
         setting = peers_trees.SEARCH[best]
-        logits = np.stack([one(setting, seed)[0] for seed in range(self.ws.config.seeds)])
+        logits = np.stack([one(setting, seed)[0] for seed in range(self.count)])
         return logits, {**asdict(setting), **tried[best], "tried": len(tried)}
 
     def _monolith(self) -> tuple[dict[Name, np.ndarray], dict[str, Any]]:
@@ -229,7 +234,7 @@ class Contest:
             best = int(np.argmin([each["valid_log_loss"] for each in tried]))
             rates = peers_monolith.SEARCH[best]
             logits["monolith", f"inside, {start} start"] = np.stack(
-                [one(start, rates, seed)[0] for seed in range(self.ws.config.seeds)]
+                [one(start, rates, seed)[0] for seed in range(self.count)]
             )
             facts[start] = {"rates": rates, **tried[best], "tried": len(tried)}
         return logits, facts
@@ -288,7 +293,7 @@ class Contest:
             "against": against,
             "rows": len(facts[0]),
             "positives": int(facts[0].sum()),
-            "seeds": self.ws.config.seeds,
+            "seeds": self.count,
         }
 
 

@@ -20,7 +20,7 @@ from feature_repo.contracts.errors import NotReadyError
 from feature_repo.contracts.naming import ENTITIES, embedding_view, join_key
 from feature_repo.lake import read_json
 from jobs.features.ranking import RankerEncoder, TrainingSet
-from jobs.train_downstream import LABELS
+from jobs.train_downstream import LABELS, seeds_in
 from jobs.truth import oracle_logits
 from jobs.workspace import Workspace
 from models.downstream.inputs import RankerData, RankerSpec
@@ -130,8 +130,9 @@ def our_logits(ws: Workspace, rows: Rows) -> dict[str, np.ndarray]:
     if known["request"]["training_set"] != rows.source.manifest["request"]:
         raise NotReadyError(f"'{rows.name}' was trained on another training set. Run `headwater train-downstream`.")
     most = max((variant["views"] for variant in known["variants"]), key=len)
+    seeds = range(seeds_in(folder))
     return {
-        kind: np.stack([np.load(folder / place / f"seed-{s}" / "test.npz")["logit"] for s in range(ws.config.seeds)])
+        kind: np.stack([np.load(folder / place / f"seed-{seed}" / "test.npz")["logit"] for seed in seeds])
         for kind, place in (("none", "none"), ("v1", "-".join(rows.views)), ("all", "-".join(most)))
     }
 

@@ -154,9 +154,13 @@ class Consumer(_Settings):
         None, description="fitted on the validation period and served with the ranker; null: none"
     )
 
+    seeds: int | None = Field(
+        None, ge=1, description="rankers per row of the lift table; null: as many as the home says"
+    )
+
     @model_validator(mode="after")
     def _for_rankers(self) -> Consumer:
-        own = ("each_alone", "where", "tokens", "attention_heads", "centred", "calibration")
+        own = ("each_alone", "where", "tokens", "attention_heads", "centred", "calibration", "seeds")
         fields = type(self).model_fields
         idle = [name for name in own if getattr(self, name) != fields[name].default]
         if self.task == "retrieval" and idle:
@@ -245,6 +249,10 @@ class Config(_Settings):
                 return upstream
         known = ", ".join(upstream.version for upstream in self.upstreams)
         raise ConfigError(f"No upstream has version '{version}' (there are: {known}). See config.yaml.")
+
+    def seeds_of(self, consumer: Consumer) -> int:
+        """Return how many rankers of a consumer are trained per row of the lift table."""
+        return self.seeds if consumer.seeds is None else consumer.seeds
 
     def consumer(self, name: str) -> Consumer:
         """Return a consumer by name; ConfigError if there is none."""

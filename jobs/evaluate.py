@@ -13,6 +13,7 @@ import numpy as np
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.lake import read_json, write_json
 from jobs.evaluate_paper import adjust, published
+from jobs.train_downstream import seeds_in
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class _Scored:
         logits, curves = {}, []
         for variant in read_json(folder / "consumer.json")["variants"]:
             place = folder / ("-".join(variant["views"]) or "none")
-            seeds = [place / f"seed-{seed}" for seed in range(ws.config.seeds)]
+            seeds = [place / f"seed-{seed}" for seed in range(seeds_in(folder))]
             logits[variant["name"]] = np.stack([np.load(seed / "test.npz")["logit"] for seed in seeds])
             curves.append({"name": variant["name"], "points": read_json(seeds[0] / "curve.json")["points"]})
         rows = _test_rows(ws, consumer["name"], len(test["label"]))
@@ -209,7 +210,7 @@ def _lift(ws: Workspace, scored: _Scored, task: str) -> list[dict[str, Any]]:
                 "seed_auc_lifts": list(row.seed_auc_lifts),
                 "share_of_possible_gain": share.value if (share := row.share_of_possible_gain) else None,
                 "share_ci95": list(share.ci95) if share else None,
-                "seeds": 1 if key == "oracle" else ws.config.seeds,
+                "seeds": 1 if key == "oracle" else len(scored.baseline),
                 "rows": len(label),
                 "positives": int(label.sum()),
             }

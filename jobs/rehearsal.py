@@ -30,6 +30,7 @@ from feature_repo.contracts.types import Entity, Snapshot
 from feature_repo.lake import read_json, write_json
 from feature_repo.ledger import VARIABLE
 from jobs import bridge
+from jobs.train_downstream import seeds_in
 from jobs.training_set import LABELS
 from jobs.workspace import Progress, Workspace, silent
 
@@ -198,10 +199,15 @@ class _Ranker:
     artifact: Path
     folder: str
 
-    def recorded(self, seeds: int) -> np.ndarray:
-        """Return what it predicted for the test rows when it was trained: logits [S, N]."""
-        places = [self.artifact / self.folder / f"seed-{seed}" for seed in range(seeds)]
-        return np.stack([np.load(place / "test.npz")["logit"] for place in places])
+    @property
+    def seeds(self) -> list[Path]:
+        """Where its seeds lie."""
+        return [self.artifact / self.folder / f"seed-{seed}" for seed in range(seeds_in(self.artifact))]
+
+    @property
+    def recorded(self) -> np.ndarray:
+        """What it predicted for the test rows when it was trained: logits [S, N]."""
+        return np.stack([np.load(place / "test.npz")["logit"] for place in self.seeds])
 
 
 def _rankers(ws: Workspace, version: str) -> Iterator[_Ranker]:
@@ -237,7 +243,7 @@ def _score(
         theirs = np.load(other.artifact / "test.npz")
         same = all(np.array_equal(theirs[name], saved[name]) for name in ("label", "weight", "user"))
         if other.task == ranker.task and same:
-            named[f"{other.consumer} with {new} {OWN}"] = other.recorded(ws.config.seeds)[:, inside]
+            named[f"{other.consumer} with {new} {OWN}"] = other.recorded[:, inside]
     base = f"{ranker.consumer} with {version} {OWN}"
     table = bootstrap_lift(label, weight, user, named.pop(base), named, resamples=ws.config.bootstrap)
     return [
@@ -249,7 +255,7 @@ def _score(
             "lift": row.relative_auc_lift.value,
             "ci95": list(row.relative_auc_lift.ci95),
             "log_loss": row.log_loss.value,
-            "seeds": ws.config.seeds,
+            "seeds": len(ranker.seeds),
         }
         for name, row in table.items()
     ]
@@ -272,7 +278,7 @@ def _logits(
         vectors[embedding_view(entity, version)] = (table, at)
     data = source.data(RankerEncoder.load(ranker.artifact / "encoder.json"), vectors).take(rows)
     found = []
-    for seed in range(ws.config.seeds):
-        saved = load_ranker(ranker.artifact / ranker.folder / f"seed-{seed}", dict.fromkeys(vectors, space))
+    for seed in ranker.seeds:
+        saved = load_ranker(seed, dict.fromkeys(vectors, space))
         found.append(predict(saved.model, data) + saved.extra["offset"])
     return np.stack(found)

@@ -102,7 +102,7 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
         missing = [
             (variant, seed)
             for variant in reversed(variants)
-            for seed in range(ws.config.seeds)
+            for seed in range(ws.config.seeds_of(consumer))
             if not (_place(folder, variant, seed) / "curve.json").exists()
         ]
         lane = partial(_lane, ws.home.root, name, config, folder)
@@ -117,13 +117,18 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     return Result(name, folder, variants, reused)
 
 
+def seeds_in(artifact: Path) -> int:
+    """Return how many rankers lie in a consumer's artifact per variant, whatever the settings say by now."""
+    return int(read_json(artifact / "consumer.json")["request"]["seeds"])
+
+
 def _request(ws: Workspace, consumer: Consumer, manifest: dict[str, Any], config: FitConfig) -> dict[str, Any]:
     """Say what decides the trained rankers, without what is not set: a new setting changes no ranker without it."""
     fit = asdict(config)
     for name in ("attention_heads", "centred"):
         if not fit["ranker"][name]:
             del fit["ranker"][name]
-    request = {"training_set": manifest["request"], "seeds": ws.config.seeds, "fit": fit}
+    request = {"training_set": manifest["request"], "seeds": ws.config.seeds_of(consumer), "fit": fit}
     own = {"each_alone": consumer.each_alone, "tokens": consumer.tokens, "calibration": consumer.calibration}
     return request | {name: value for name, value in own.items() if value}
 

@@ -29,11 +29,11 @@ def test_the_lift_table_says_which_share_of_the_possible_gain_was_captured(tmp_p
     ws = Workspace.open(tmp_path / "home")
     small = {
         "preset": "debug",
-        "seeds": 1,
+        "seeds": 2,
         "bootstrap": 20,
         "processes": 1,
         "upstreams": (Upstream(version="v1"),),
-        "consumers": (Consumer(name="ctr_ranker", task="ctr", versions=("v1",)),),
+        "consumers": (Consumer(name="ctr_ranker", task="ctr", versions=("v1",), seeds=1),),
     }
     # The settings that simulate wrote, as `headwater run --config` takes them, and smaller models.
     settings.save(settings.read(world / "config.yaml").model_copy(update=small), ws.home)
@@ -44,6 +44,7 @@ def test_the_lift_table_says_which_share_of_the_possible_gain_was_captured(tmp_p
     rows = {row["embeddings"]: row for row in summary["lift"]}
     assert oracle["share_of_possible_gain"] == 1 and rows["none"]["share_of_possible_gain"] == 0
     assert all(row["auc"] < oracle["auc"] for row in summary["lift"])
+    assert all(row["seeds"] == 1 for row in summary["lift"])  # its own number, not the home's
     both, none = rows["user+item"], rows["none"]
     expected = (both["auc"] - none["auc"]) / (oracle["auc"] - none["auc"])
     assert both["share_of_possible_gain"] == pytest.approx(expected)

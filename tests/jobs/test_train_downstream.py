@@ -36,6 +36,7 @@ def test_a_setting_decides_what_is_trained_only_where_it_is_set(tmp_path: Path) 
         {"attention_heads": 2},
         {"each_alone": True},
         {"centred": True},
+        {"seeds": ws.config.seeds + 1},
     )
     for change in changes:
         other = plain.model_copy(update=change)
