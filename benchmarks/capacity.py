@@ -4,7 +4,8 @@
 
 `headwater plan` multiplies these. What a row costs is measured at two widths, the memory of a refresh at two sizes,
 each run in a process of its own and on the product's own code: `jobs.refresh` for smoothing and the table,
-`jobs.publication`'s way of writing it, the gate, the Arrow engine into a real Redis. `log` reads, trains on and infers
+`jobs.publication`'s way of writing it, the gate, the Arrow engine into a real Redis. `choices` are lists of users' own
+items: their widths are items of a list, not floats. `log` reads, trains on and infers
 from a simulated log. Seconds are
 those of the processors (core seconds), which a busy machine changes less than those of the clock; samples and vectors
 per second are by the clock, on one thread.
@@ -30,7 +31,7 @@ from benchmarks.online import peak_gb
 
 RESULTS = Path(__file__).parent / "results" / "capacity.json"
 # Thousands of rows. The peak of memory of a refresh is the slope between its two sizes.
-SIZES = {"refresh": (50, 200), "int8": (200,), "gate": (50,), "redis": (50,)}
+SIZES = {"refresh": (50, 200), "int8": (200,), "gate": (50,), "redis": (50,), "choices": (50,)}
 RUNS = [(what, rows, dim) for dim in (64, 256) for what, sizes in SIZES.items() for rows in sizes]
 WEEKS, TIMES = 8, 5  # of the simulated log, and how many times the events of it a larger one has
 SEED, SMOOTHING = 7, 0.8
@@ -155,6 +156,52 @@ def redis(folder: Path, thousands: int, dim: int) -> dict[str, Any]:
         }
 
 
+def choices(folder: Path, thousands: int, listed: int) -> dict[str, Any]:
+    """Write, judge and load lists of so many own items per user, as `jobs.refresh_plain` publishes them."""
+    import pyarrow as pa
+    from redis import Redis
+
+    from benchmarks import online_engines
+    from benchmarks.online import redis_server
+    from feature_repo.stores import twin
+    from validation.gate import default_gate
+    from validation.specs import FeatureSpec
+
+    rows, moment = thousands * 1000, online_engines.MOMENT
+    kinds = {"items": "list<int64>", "strengths": "list<float>", "available_us": "int64"}
+    columns = {"items": pa.list_(pa.int64()), "strengths": pa.list_(pa.float32()), "available_us": pa.int64()}
+    with tempfile.TemporaryDirectory(dir=folder) as name, redis_server(Path(name)) as port:
+        for size in (online_engines.WARM_ROWS, rows):
+            file = Path(name) / f"items_{size}.parquet"
+            table = _lists(size, listed)
+            started = time.process_time()
+            _write(table, file)
+            twin.build(file, ["item_id"])
+        written = time.process_time() - started
+        spec = FeatureSpec("choices", "item", "int64", columns, moment, moment, distinct=frozenset(["items"]))
+        judge = default_gate().check_features
+        assert judge(file, spec, workdir=Path(name), previous=file).accepted
+        judged = _best(lambda: judge(file, spec, workdir=Path(name), previous=file))
+        load = online_engines.load_by("ours", kinds)(Path(name), "redis", port, rows)
+        before = Redis(port=port).info()
+        started = time.process_time()
+        load()
+        seconds = time.process_time() - started
+        told = Redis(port=port).info()
+        return {
+            "rows": rows,
+            "dim": listed,
+            "write_core_seconds": written,
+            "gate_core_seconds": judged,
+            "load_core_seconds": seconds,
+            "server_core_seconds": sum(told[kind] - before[kind] for kind in ("used_cpu_sys", "used_cpu_user")),
+            "parquet_bytes": file.stat().st_size,
+            "twin_bytes": twin.twin_path(file).stat().st_size,
+            "memory_bytes": told["used_memory"] - before["used_memory"],
+            "network_bytes": told["total_net_input_bytes"] - before["total_net_input_bytes"],
+        }
+
+
 def log(folder: Path, weeks: int, _: int) -> dict[str, Any]:
     """Simulate a log, train on it and infer: bytes per event, samples and vectors per second.
 
@@ -230,13 +277,37 @@ def _vectors(rows: int, dim: int) -> tuple[Any, Any, Any]:
     return pl.Series(np.arange(rows)), vectors / norms[:, None], norms
 
 
+def _lists(rows: int, listed: int) -> Any:
+    """Return lists of own items out of 100,000, strongest first: most were chosen once, some day of two years."""
+    import numpy as np
+    import pyarrow as pa
+
+    from benchmarks.online_engines import MOMENT
+    from jobs.publication import clocked
+
+    draw = np.random.default_rng(rows + listed)
+    step = 100_000 // listed  # so that no item is twice in a list
+    items = np.arange(listed) * step + draw.integers(step, size=(rows, listed))
+    times = draw.geometric(0.6, size=(rows, listed))
+    strengths = -np.sort(-times * np.exp2(-draw.integers(720, size=(rows, listed)) / 180.0), axis=1)
+    values = {
+        "items": (draw.permuted(items, axis=1), pa.int64()),
+        "strengths": (strengths.astype(np.float32), pa.float32()),
+    }
+    arrays = {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1), kind), listed).cast(pa.list_(kind))
+        for name, (part, kind) in values.items()
+    }
+    return clocked(pa.table({"item_id": pa.array(draw.permutation(rows)), **arrays}), MOMENT)
+
+
 def _write(table: Any, file: Path) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(table, file, compression="zstd", row_group_size=64 * 1024)  # as jobs.publication does
 
 
-def _best(work: Callable[[], None]) -> float:
+def _best(work: Callable[[], Any]) -> float:
     found = []
     for _ in range(2):
         started = time.process_time()
@@ -250,6 +321,7 @@ MEASURES: dict[str, Callable[[Path, int, int], dict[str, Any]]] = {
     "int8": int8,
     "gate": gate,
     "redis": redis,
+    "choices": choices,
     "log": log,
 }
 

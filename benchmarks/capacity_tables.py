@@ -54,11 +54,11 @@ def unit_costs(results: Path) -> dict[str, dict[str, Any]]:
     def of(what: str) -> list[dict[str, Any]]:
         return [record for record in records if record["what"] == what]
 
-    def row(what: str, *fields: str, unit: str) -> dict[str, Any]:
+    def row(what: str, *fields: str, unit: str, wide: str = "floats") -> dict[str, Any]:
         """Return the line in the width through what the larger sizes cost."""
         most = max(record["rows"] for record in of(what))
         at = {r["dim"]: sum(r[field] for field in fields) / r["rows"] for r in of(what) if r["rows"] == most}
-        return _line(at, unit, f"{own}, {what}, {most:,} rows of {' and '.join(map(str, sorted(at)))} floats")
+        return _line(at, unit, f"{own}, {what}, {most:,} rows of {' and '.join(map(str, sorted(at)))} {wide}")
 
     def memory(what: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the growth of the peak with the rows, by width, and what a process takes without any."""
@@ -111,6 +111,21 @@ def unit_costs(results: Path) -> dict[str, dict[str, Any]]:
         ),
         "write_core_seconds": row("refresh", "write_core_seconds", unit="core seconds per row"),
         "load_core_seconds": row("redis", "core_seconds", "server_core_seconds", unit="core seconds per row"),
+        "choices_lake_bytes": row(
+            "choices", "parquet_bytes", "twin_bytes", unit="bytes per list, and item", wide="items"
+        ),
+        "choices_parquet_bytes": row("choices", "parquet_bytes", unit="bytes per list, and item", wide="items"),
+        "choices_redis_bytes": row("choices", "memory_bytes", unit="bytes per list, and item", wide="items"),
+        "choices_network_bytes": row("choices", "network_bytes", unit="bytes per list, and item", wide="items"),
+        "choices_core_seconds": row(
+            "choices",
+            "write_core_seconds",
+            "gate_core_seconds",
+            "load_core_seconds",
+            "server_core_seconds",
+            unit="core seconds per list, and item",
+            wide="items",
+        ),
         "train_core_seconds": _value(1 / log["train_per_s"], "core seconds per sample", f"{own}, log"),
         "label_core_seconds": _value(
             join["cpu_seconds"] / 1e6,

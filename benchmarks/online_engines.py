@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ NOW = MOMENT + timedelta(hours=1)
 WARM_ROWS = 200
 # From a number of candidates to what reads so many, by the number of the call.
 Reads: TypeAlias = Callable[[int], Callable[[int], Any]]
+VECTORS = {"embedding": "list<float>"}
 ENGINES = {"feast": "local", "ours": "feature_repo.stores.engine.ArrowComputeEngine"}
 
 
@@ -33,7 +34,9 @@ def prepare(folder: Path, size: int) -> None:
         pq.write_table(table, folder / f"items_{rows}.parquet", compression="zstd", row_group_size=128 * 1024)
 
 
-def feature_store(folder: Path, store: str, port: int, size: int, engine: str, home: str) -> Any:
+def feature_store(
+    folder: Path, store: str, port: int, size: int, engine: str, home: str, kinds: Mapping[str, str] | None = None
+) -> Any:
     """Return a Feast store on DuckDB with the view ``items`` of a size and the small view ``warm``."""
     from feast import FileSource
 
@@ -51,15 +54,26 @@ def feature_store(folder: Path, store: str, port: int, size: int, engine: str, h
         "batch_engine": {"type": engine},
         "repo_path": place,
     }
-    return store_with(settings, folder, size, FileSource)
+    return store_with(settings, folder, size, FileSource, kinds)
 
 
-def store_with(settings: dict[str, Any], folder: Path, size: int, source: Callable[..., Any]) -> Any:
-    """Return a Feast store of given settings with both views of :func:`prepare`'s files, read as a kind of source."""
+def store_with(
+    settings: dict[str, Any],
+    folder: Path,
+    size: int,
+    source: Callable[..., Any],
+    kinds: Mapping[str, str] | None = None,
+) -> Any:
+    """Return a Feast store of given settings with both views of :func:`prepare`'s files, read as a kind of source.
+
+    `kinds` are the files' features and their types; by default those that :func:`prepare` writes.
+    """
     from feast import Entity, FeatureStore, FeatureView, Field
     from feast.repo_config import RepoConfig
-    from feast.types import Array, Float32, Int64
+    from feast.types import Int64
     from feast.value_type import ValueType
+
+    from feature_repo.views.build import TYPES
 
     config = RepoConfig(project="bench", provider="local", entity_key_serialization_version=3, **settings)
     opened = FeatureStore(config=config)
@@ -69,7 +83,10 @@ def store_with(settings: dict[str, Any], folder: Path, size: int, source: Callab
             name=name,
             entities=[item],
             ttl=timedelta(days=7),
-            schema=[Field(name="item_id", dtype=Int64), Field(name="embedding", dtype=Array(Float32))],
+            schema=[
+                Field(name="item_id", dtype=Int64),
+                *(Field(name=field, dtype=TYPES[kind]) for field, kind in (kinds or VECTORS).items()),
+            ],
             source=source(
                 name=f"{name}_source",
                 path=str(folder / f"items_{rows}.parquet"),
@@ -92,13 +109,13 @@ def _emptied(folder: Path, store: str, port: int, home: str) -> None:
         redis.Redis(port=port).flushall()
 
 
-def load_by(name: str) -> Callable[..., Callable[[], None]]:
-    """Return what loads a view with an engine of Feast's interface."""
+def load_by(name: str, kinds: Mapping[str, str] | None = None) -> Callable[..., Callable[[], None]]:
+    """Return what loads a view with an engine of Feast's interface; `kinds` as in :func:`store_with`."""
 
     def prepared(folder: Path, store: str, port: int, size: int) -> Callable[[], None]:
         home = f"{name}_{store}"
         _emptied(folder, store, port, home)
-        opened = feature_store(folder, store, port, size, ENGINES[name], home)
+        opened = feature_store(folder, store, port, size, ENGINES[name], home, kinds)
         span = (MOMENT - timedelta(days=1), MOMENT + timedelta(days=1))
         opened.materialize(*span, feature_views=["warm"])
         return lambda: opened.materialize(*span, feature_views=["items"])

@@ -39,6 +39,8 @@ class Workload:
         Samples that one upstream training reads, and labels of one training set, once per period each.
     requests
         Served requests per second; each reads one user.
+    own_choices
+        Items that the list of a user's own choices has on average; 0 where none are published.
     machine_memory, machine_disk
         Of one machine, in GB.
     cores
@@ -55,6 +57,7 @@ class Workload:
     train_rows: int = 100_000_000
     label_rows: int = 100_000_000
     requests: float = 1000.0
+    own_choices: float = 100.0
     machine_memory: float = 256.0
     machine_disk: float = 8000.0
     cores: int = 16
@@ -67,8 +70,8 @@ class Workload:
                 raise ConfigError(f"--{name} is {value}: give a whole number of at least 1.")
         if self.dim > 65_536:
             raise ConfigError(f"--dim is {self.dim}: give the floats of one vector, such as 64 or 256.")
-        if min(self.events, self.train_rows, self.label_rows, self.requests) < 0:
-            raise ConfigError("--events, --train-rows, --label-rows and --requests cannot be negative.")
+        if min(self.events, self.train_rows, self.label_rows, self.requests, self.own_choices) < 0:
+            raise ConfigError("--events, --train-rows, --label-rows, --requests and --own-choices cannot be negative.")
         if min(self.machine_memory, self.machine_disk) <= 0:
             raise ConfigError("--machine-memory and --machine-disk are GB of one machine: above 0.")
 
@@ -138,15 +141,19 @@ class Plan:
 
 
 class UnitCosts:
-    """The measured costs; those of a row are a fixed part and a part per float."""
+    """The measured costs; those of a row are a fixed part and a part per float, those of a list per item."""
 
     def __init__(self, path: Path = UNIT_COSTS) -> None:
         self.entries: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
 
-    def row(self, name: str, dim: int) -> float:
+    def row(self, name: str, dim: float) -> float:
         """Return a cost of one row with a vector of `dim` floats."""
         entry = self.entries[name]
         return float(entry["fixed"]) + float(entry["per_float"]) * dim
+
+    def lists(self, name: str, work: Workload) -> float:
+        """Return a cost of one user's own choices; 0 where none are published."""
+        return self.row(f"choices_{name}", work.own_choices) if work.own_choices else 0.0
 
     def one(self, name: str) -> float:
         """Return a cost that does not depend on the width."""
@@ -190,23 +197,27 @@ def _storage(work: Workload, units: UnitCosts) -> list[Line]:
     parquet, twin = units.row("parquet_bytes", work.dim), units.row("twin_bytes", work.dim)
     rounded = units.row("parquet_int8_bytes", work.dim)
     log = events * units.one("event_bytes")
+    own = work.users * work.refreshes / GB * units.lists("lake_bytes", work)
     found = [
         Line("storage", "event log", "GB", log, log, "users x events x days"),
         Line("storage", "snapshots, Parquet", "GB", kept * parquet, kept * rounded, "rows x refreshes"),
         Line("storage", "twins of snapshots", "GB", kept * twin, kept * twin, "rows x refreshes; always float32"),
+        Line("storage", "own choices, with twins", "GB", own, own, "users x refreshes"),
     ]
     return [*found, _sum("storage", "lake", "GB", found)]
 
 
 def _memory(work: Workload, units: UnitCosts) -> list[Line]:
-    online = _rows(work) * units.row("redis_bytes", work.dim) / GB
+    own = work.users * units.lists("redis_bytes", work) / GB
+    online = _rows(work) * units.row("redis_bytes", work.dim) / GB + own
     log = (units.one("log_base_bytes") + work.users * work.events * work.days * units.one("log_memory_bytes")) / GB
     most = max(work.users, work.items)
     refresh = units.one("refresh_base_bytes") / GB + most * units.row("refresh_memory_bytes", work.dim) / GB
     gate = units.one("gate_base_bytes") / GB + most * units.one("gate_memory_bytes") / GB
     bank = work.versions * work.items * units.row("twin_bytes", work.dim) / GB
     return [
-        Line("memory", "online store", "GB", online, online, "rows, in Redis"),
+        Line("memory", "online store", "GB", online, online, "rows and own choices, in Redis"),
+        Line("memory", "online store: own choices", "GB", own, own, "users; part of the line above"),
         Line("memory", "refresh: what it keeps of the log", "GB", log, log, "events within the days, in one process"),
         Line("memory", "refresh: the vectors", "GB", refresh, refresh, "rows of the larger entity, in one process"),
         Line("memory", "gate", "GB", gate, gate, "rows of the larger entity, in one process"),
@@ -218,7 +229,9 @@ def _network(work: Workload, units: UnitCosts) -> list[Line]:
     rows, load = _rows(work) / GB, units.row("redis_network_bytes", work.dim)
     parquet, rounded = units.row("parquet_bytes", work.dim), units.row("parquet_int8_bytes", work.dim)
     # Written once; read by the gate, by the smoothing of the next refresh and its gate, and by the load.
-    moved, moved_int8 = (rows * (4 * size + load) for size in (parquet, rounded))
+    # Own choices are smoothed with nothing, but the gate holds those after them against them.
+    own = work.users / GB * (4 * units.lists("parquet_bytes", work) + units.lists("network_bytes", work))
+    moved, moved_int8 = (rows * (4 * size + load) + own for size in (parquet, rounded))
     seconds = work.days * 86_400
     read = work.versions * work.requests * seconds * units.row("redis_network_bytes", work.dim) / GB
     return [
@@ -256,6 +269,7 @@ def _time(work: Workload, units: UnitCosts) -> list[Line]:
         line("refresh: gate", rows * units.row("gate_core_seconds", work.dim), "rows"),
         line("refresh: write", rows * units.row("write_core_seconds", work.dim), "rows, Parquet and twin"),
         line("refresh: load online", rows * units.row("load_core_seconds", work.dim), "rows, both sides"),
+        line("refresh: own choices", work.users * units.lists("core_seconds", work), "users; gate, write, load"),
     ]
     whole = _sum("time", "one refresh", "core hours", steps)
     clock = whole.float32 / work.cores
@@ -325,8 +339,10 @@ def _limits(work: Workload, units: UnitCosts) -> list[Limit]:
         units.one("infer_core_seconds")
         + sum(units.row(f"{step}_core_seconds", work.dim) for step in ("smooth", "gate", "write", "load"))
     )
+    seconds += units.lists("core_seconds", work)
     row_bytes = units.row("parquet_bytes", work.dim) + units.row("twin_bytes", work.dim)
     stored = rows * work.refreshes * row_bytes + events * units.one("event_bytes")
+    stored += work.refreshes * units.lists("lake_bytes", work)
     found: list[tuple[str, float, str]] = [
         (
             f"a snapshot is one Arrow list array: 2^31 floats, {LIST_FLOATS // work.dim:,} rows",
@@ -345,13 +361,13 @@ def _limits(work: Workload, units: UnitCosts) -> list[Limit]:
         ),
         (
             f"one Redis server holds all rows online: {work.machine_memory:g} GB",
-            memory / (rows * units.row("redis_bytes", work.dim)),
-            "fewer versions or floats, shorter coverage_days, several Redis servers (Feast's own way of loading)",
+            memory / (rows * units.row("redis_bytes", work.dim) + units.lists("redis_bytes", work)),
+            "fewer versions, floats or own_choices, shorter coverage_days, several Redis servers (Feast loads them)",
         ),
         (
             f"the lake lies on one disk: {work.machine_disk:g} GB",
             work.machine_disk * GB / stored,
-            "prune older snapshots (`headwater version prune`), fewer refreshes, object storage",
+            "prune older snapshots (`headwater version prune`), fewer refreshes or own_choices, object storage",
         ),
     ]
     return [Limit(what, int(users), knob) for what, users, knob in sorted(found, key=lambda bound: bound[1])]

@@ -27,6 +27,9 @@ def plan(
     train_rows: Annotated[str, typer.Option(help="Samples of an upstream training; one within the days.")] = "100M",
     label_rows: Annotated[str, typer.Option(help="Labels of a training set; one within the days.")] = "100M",
     requests: Annotated[float, typer.Option(help="Served requests per second.")] = 1000.0,
+    own_choices: Annotated[
+        float, typer.Option(help="Items in the list of a user's own choices, on average; 0: none are published.")
+    ] = 100.0,
     cores: Annotated[int, typer.Option(help="Cores over which a refresh is spread.")] = 16,
     machine_memory: Annotated[float, typer.Option(help="Memory of one machine, GB.")] = 256.0,
     machine_disk: Annotated[float, typer.Option(help="Disk of one machine, GB.")] = 8000.0,
@@ -55,6 +58,7 @@ def plan(
         train_rows=capacity.read_count(train_rows, "train-rows"),
         label_rows=capacity.read_count(label_rows, "label-rows"),
         requests=requests,
+        own_choices=own_choices,
         machine_memory=machine_memory,
         machine_disk=machine_disk,
         cores=cores,

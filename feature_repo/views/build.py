@@ -25,7 +25,7 @@ from feature_repo.ledger import Ledger
 from feature_repo.lifecycle import bridged, models_of, retirements
 from feature_repo.profile import reads_with_spark
 
-_TYPES: dict[str, Any] = {
+TYPES: dict[str, Any] = {
     "string": String,
     "float": Float32,
     "double": Float64,
@@ -110,8 +110,8 @@ def _view(
         over = bridged(ledger).get(latest.snapshot_id)
         tags |= {"continued_by": ",".join(continued)} if continued else {}
         tags |= {"bridged_from": over["from_space"], "bridge": over["artifact"]} if over else {}
-    key = Field(name=join_key(record.entity), dtype=_TYPES[record.id_type])
-    fields = [Field(name=name, dtype=_TYPES[kind]) for name, kind in record.fields.items()]
+    key = Field(name=join_key(record.entity), dtype=TYPES[record.id_type])
+    fields = [Field(name=name, dtype=TYPES[kind]) for name, kind in record.fields.items()]
     if record.version is not None and record.entity == "item":
         # For Feast's own vector search, where the online store offers it.
         searched: dict[str, Any] = {"vector_length": int(tags["dim"]), "vector_search_metric": "inner_product"}

@@ -46,6 +46,21 @@ def test_a_cost_of_a_row_grows_with_its_floats() -> None:
         assert 4 * 256 * 0.85 < known.row(name, 256) < 4 * 256 * 2.5
 
 
+def test_own_choices_cost_by_the_item_and_nothing_where_there_are_none(tmp_path: Path) -> None:
+    costs = {"choices_lake_bytes": 500.0, "choices_redis_bytes": 100.0, "choices_core_seconds": 3.6e-3}
+    known = units(tmp_path, **costs)
+    plan, none = (capacity.run(replace(WORK, own_choices=listed), units=known) for listed in (50, 0))
+    assert plan.value("own choices, with twins") == pytest.approx(1_000_000 * 90 * 500 / 1e9)
+    assert plan.value("lake") - none.value("lake") == pytest.approx(plan.value("own choices, with twins"))
+    assert plan.value("online store") - none.value("online store") == pytest.approx(0.1)
+    assert plan.value("one refresh") == pytest.approx(1.0) and none.value("refresh: own choices") == 0
+    longer, shorter = (capacity.run(replace(WORK, own_choices=listed)) for listed in (200, 100))
+    assert longer.value("online store: own choices") > 1.5 * shorter.value("online store: own choices")
+    at = {plan: {limit.what: limit.users for limit in plan.limits} for plan in (longer, shorter)}
+    disk = next(what for what in at[longer] if "disk" in what)
+    assert at[longer][disk] < at[shorter][disk]
+
+
 def test_money_is_of_a_month(tmp_path: Path) -> None:
     known = units(tmp_path, gate_core_seconds=3.6e-3, redis_bytes=1000.0)
     free = capacity.Prices(storage=0, memory=2.0, core=0.5, network=0)
