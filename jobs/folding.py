@@ -128,7 +128,7 @@ class OutcomeFolding:
 
         rows = happened.of(entity).of(places)
         solved = solve_outcomes(entity, raw, folded.given(entity), rows, folded.frame)
-        return with_rates(entity, solved, happened.rates(entity)[places], self.config, folded.frame)
+        return with_rates(entity, solved, happened.rates(entity)[places], self.config)
 
 
 @dataclass(frozen=True)

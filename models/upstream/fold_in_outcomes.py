@@ -7,7 +7,7 @@ per user, with the model's vector as the mean of its prior: the random effects o
 each, for the model is near (docs/adr/0098-outcomes-are-folded-in.md).
 
 The intercepts of that regression, how much likelier a click is with this user or this item, are no product, and stand
-in a coordinate of their own (docs/adr/0100-rates-have-a-coordinate.md).
+in coordinates of their own (docs/adr/0100-rates-have-a-coordinate.md).
 
 Legend: U users, I items, X rows being solved, Y the other side, P outcomes, E vector dim, R directions.
 """
@@ -143,9 +143,6 @@ class Frame:
         Logits that a product of two vectors is worth.
     user_prior, item_prior
         Precisions of the priors along the directions [R].
-    still
-        Two more orthonormal columns [E, 2], where the model's vectors hardly vary and their means have nothing: that of
-        users' own rates and that of items'. [E, 0] where rates are not asked for.
     """
 
     user_centre: Tensor
@@ -154,7 +151,6 @@ class Frame:
     scale: float
     user_prior: Tensor
     item_prior: Tensor
-    still: Tensor
 
     def centre(self, entity: Entity) -> Tensor:
         """Return the mean of an entity's vectors [E]."""
@@ -185,17 +181,17 @@ def fold_in_outcomes(users_UE: Tensor, items_IE: Tensor, outcomes: BothSides, co
     frame = frame_of(users_UE, items_IE, outcomes.user, config)
     items = solve_outcomes("item", items_IE, users_UE, outcomes.item, frame)
     users = solve_outcomes("user", users_UE, items, outcomes.user, frame)
-    told_users = with_rates("user", users, outcomes.user_rates, config, frame)
-    told_items = with_rates("item", items, outcomes.item_rates, config, frame)
+    told_users = with_rates("user", users, outcomes.user_rates, config)
+    told_items = with_rates("item", items, outcomes.item_rates, config)
     return FoldedOutcomes(functional.normalize(told_users), functional.normalize(told_items), users_UE, items, frame)
 
 
 def frame_of(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes, config: OutcomeFoldIn) -> Frame:
     """Return what the model's vectors have in common; `outcomes` are by user."""
-    directions, still = axes(users_UE, items_IE, reserved=2 if config.rate else 0)
+    directions = axes(users_UE, items_IE, config)
     scale = fit_scale(users_UE, items_IE, outcomes)
     user_prior, item_prior = (precisions(vectors_XE @ directions, config) for vectors_XE in (users_UE, items_IE))
-    return Frame(users_UE.mean(0), items_IE.mean(0), directions, scale, user_prior, item_prior, still)
+    return Frame(users_UE.mean(0), items_IE.mean(0), directions, scale, user_prior, item_prior)
 
 
 def precisions(vectors_XR: Tensor, config: OutcomeFoldIn) -> Tensor:
@@ -210,39 +206,44 @@ def precisions(vectors_XR: Tensor, config: OutcomeFoldIn) -> Tensor:
     return config.prior * mean / variance_R.clamp_min(float(mean) * LEAST_VARIANCE + 1e-12)
 
 
-def axes(users_UE: Tensor, items_IE: Tensor, reserved: int) -> tuple[Tensor, Tensor]:
-    """Return where the model's vectors vary most and where least, users and items alike.
+def axes(users_UE: Tensor, items_IE: Tensor, config: OutcomeFoldIn) -> Tensor:
+    """Return where the model's vectors vary most, users and items alike, beside the directions of rates.
 
-    Returns
-    -------
-    tuple of Tensor
-        Orthonormal columns: [E, R], and beside them [E, reserved], on which no vector's mean lies.
+    Orthonormal columns [E, R].
     """
     dim = users_UE.shape[1]
     covariances = [torch.cov(side.T) for side in (users_UE, items_IE) if len(side) > 1]
     spread_EE = sum((cov / cov.trace().clamp_min(1e-12) for cov in covariances), start=torch.zeros(dim, dim)).double()
-    means_2E = torch.stack([users_UE.mean(0), items_IE.mean(0)]).double().nan_to_num()  # no rows, no mean
-    size, basis_2E = torch.linalg.svd(means_2E, full_matrices=False)[1:]
-    means_EE = basis_2E[size > 1e-9].T @ basis_2E[size > 1e-9]
-    # What is left out gets an eigenvalue that no covariance has: above all others, or below.
-    off_EE = torch.eye(dim, dtype=torch.float64) - means_EE
-    still = torch.linalg.eigh(off_EE @ spread_EE @ off_EE + 4 * means_EE)[1][:, :reserved]
-    rest_EE = torch.eye(dim, dtype=torch.float64) - still @ still.T
-    found = torch.linalg.eigh(rest_EE @ spread_EE @ rest_EE - still @ still.T)[1]
-    return found[:, -min(DIRECTIONS, dim - reserved) :].float().contiguous(), still.float().contiguous()
+    taken_E2 = (rate_directions(dim) if config.rate else torch.zeros(dim, 0)).double()
+    taken_EE = taken_E2 @ taken_E2.T
+    rest_EE = torch.eye(dim, dtype=torch.float64) - taken_EE
+    # What is taken gets an eigenvalue below all that a covariance can have.
+    found_EE = torch.linalg.eigh(rest_EE @ spread_EE @ rest_EE - taken_EE)[1]
+    return found_EE[:, -min(DIRECTIONS, dim - taken_E2.shape[1]) :].float().contiguous()
 
 
-def with_rates(entity: Entity, vectors_XE: Tensor, rates_X: Tensor, config: OutcomeFoldIn, frame: Frame) -> Tensor:
-    """Return vectors with their own rates where the frame keeps room for them, [X, E].
+def rate_directions(dim: int) -> Tensor:
+    """Return the directions of users' and of items' own rates: orthonormal [E, 2], the same at all moments.
 
-    Products of users and items know nothing of either: each side's direction is empty on the other.
+    Every float has a part in them, for a float that is 0 on one side would look like one that died.
+    """
+    at = torch.arange(dim)
+    signs = torch.stack([1 - 2 * (at % 2), 1 - 2 * (at // 2 % 2)], dim=1).double()
+    found, _ = torch.linalg.qr(signs)
+    return (found * torch.sign((found * signs).sum(0))).float()
+
+
+def with_rates(entity: Entity, vectors_XE: Tensor, rates_X: Tensor, config: OutcomeFoldIn) -> Tensor:
+    """Return vectors with their own rates along the direction of their side, and nothing along the other's, [X, E].
+
+    So products of users and items know nothing of them.
     """
     if not config.rate:
         return vectors_XE
-    at = 0 if entity == "user" else 1
+    directions_E2 = rate_directions(vectors_XE.shape[1])
     wanted_X2 = torch.zeros(len(vectors_XE), 2)
-    wanted_X2[:, at] = config.rate * rates_X
-    return vectors_XE + (wanted_X2 - vectors_XE @ frame.still) @ frame.still.T
+    wanted_X2[:, 0 if entity == "user" else 1] = config.rate * rates_X
+    return vectors_XE + (wanted_X2 - vectors_XE @ directions_E2) @ directions_E2.T
 
 
 def fit_scale(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes) -> float:

@@ -19,6 +19,7 @@ from models.upstream.fold_in_outcomes import (
     fit_scale,
     fold_in_outcomes,
     precisions,
+    rate_directions,
     solve_outcomes,
     with_rates,
 )
@@ -56,7 +57,7 @@ def textbook(prior: Tensor, centre: Tensor, other: Tensor, given: Outcomes, row:
 
 def frame(prior: Tensor, told: Tensor) -> Frame:
     nobody = torch.full((DIM,), torch.nan)
-    return Frame(prior.mean(0), nobody, torch.eye(DIM), SCALE, told, nobody, torch.zeros(DIM, 0))
+    return Frame(prior.mean(0), nobody, torch.eye(DIM), SCALE, told, nobody)
 
 
 def both(given: Outcomes, rates: tuple[Tensor, Tensor] | None = None) -> BothSides:
@@ -133,10 +134,9 @@ def test_long_vectors_move_where_vectors_vary() -> None:
     wide = 40
     turn = torch.linalg.qr(torch.randn(wide, wide, generator=torch.Generator().manual_seed(4)))[0][:, :DIM]
     users, items = unit(USERS, 1) @ turn.T, unit(ITEMS, 2) @ turn.T
-    directions, still = axes(users, items, reserved=2)
-    assert directions.shape == (wide, module.DIRECTIONS) and still.shape == (wide, 2)
-    columns = torch.cat([directions, still], dim=1)
-    assert torch.allclose(columns.T @ columns, torch.eye(module.DIRECTIONS + 2), atol=1e-5)
+    directions = axes(users, items, OutcomeFoldIn(rate=0.0))
+    assert directions.shape == (wide, module.DIRECTIONS)
+    assert torch.allclose(directions.T @ directions, torch.eye(module.DIRECTIONS), atol=1e-5)
     assert torch.allclose(directions @ (directions.T @ turn), turn, atol=1e-4)
     given = outcomes(users, items)
     config = OutcomeFoldIn(rate=0.0, even=True)
@@ -162,38 +162,40 @@ def test_where_vectors_vary_more_they_may_move_more() -> None:
     assert (precisions(vectors[:1], OutcomeFoldIn(prior=7.0)) == 7.0).all()
 
 
-@pytest.mark.parametrize("reserved", [0, 2])
-def test_axes_keep_room_where_nothing_is(reserved: int) -> None:
-    users, items = unit(USERS, 1) + 0.5, unit(ITEMS, 2) - torch.arange(DIM) / DIM
-    directions, still = axes(users, items, reserved)
-    columns = torch.cat([directions, still], dim=1)
-    assert torch.allclose(columns @ columns.T, torch.eye(DIM), atol=1e-5)
-    assert still.shape == (DIM, reserved)
-    assert (torch.stack([users.mean(0), items.mean(0)]) @ still).abs().max() < 1e-5 if reserved else True
-    nobody = axes(users[:0], items, reserved)
-    assert torch.isfinite(torch.cat(nobody, dim=1)).all()
+@pytest.mark.parametrize("dim", [5, DIM, 42])
+def test_vectors_move_beside_the_directions_of_rates(dim: int) -> None:
+    users, items = unit(USERS, 1, dim), unit(ITEMS, 2, dim)
+    columns = torch.cat([axes(users, items, OutcomeFoldIn()), rate_directions(dim)], dim=1)
+    assert columns.shape[1] == min(dim, module.DIRECTIONS + 2)
+    assert torch.allclose(columns.T @ columns, torch.eye(columns.shape[1]), atol=1e-5)
+    assert (rate_directions(dim).abs() > 0.05).all()
+    assert torch.isfinite(axes(users[:0], items, OutcomeFoldIn())).all()
 
 
-def test_rates_have_a_coordinate_and_products_know_nothing_of_them() -> None:
-    users, items = unit(USERS, 1, 40), unit(ITEMS, 2, 40)
+def test_rates_are_told_and_products_know_nothing_of_them() -> None:
+    dim = 40
+    users, items = unit(USERS, 1, dim), unit(ITEMS, 2, dim)
     draw = torch.Generator().manual_seed(6)
     rates = torch.randn(USERS, generator=draw) * 0.4, torch.randn(ITEMS, generator=draw) * 0.4
     given, config = outcomes(users, items), OutcomeFoldIn(rate=0.5)
     folded = fold_in_outcomes(users, items, both(given, rates), config)
-    for side, own, at in ((folded.users, rates[0], 0), (folded.items, rates[1], 1)):
-        told = side @ folded.frame.still
+    silent = fold_in_outcomes(users, items, both(given), config)
+    for side, other, own, at in (
+        (folded.users, silent.users, rates[0], 0),
+        (folded.items, silent.items, rates[1], 1),
+    ):
+        told = side @ rate_directions(dim)
         assert torch.allclose(torch.linalg.norm(side, dim=1), torch.ones(len(side)), atol=1e-5)
         assert torch.corrcoef(torch.stack([told[:, at], own]))[0, 1] > 0.99
         assert (told[:, at] / own).median() == pytest.approx(0.5, rel=0.1)
         assert told[:, 1 - at].abs().max() < 1e-6
-    # The direction of a product is what it would be without rates; only its length gives way.
-    silent = fold_in_outcomes(users, items, both(given), config)
-    there, here = folded.users @ folded.items.T, silent.users @ silent.items.T
-    lengths = (torch.linalg.norm(there, dim=1, keepdim=True), torch.linalg.norm(here, dim=1, keepdim=True))
-    assert torch.corrcoef(torch.stack([(there / lengths[0]).flatten(), (here / lengths[1]).flatten()]))[0, 1] > 0.99
+        # What is left of a vector is what it would be without rates, shortened.
+        left = functional.normalize(side - told @ rate_directions(dim).T)
+        assert torch.allclose(left, other, atol=1e-5)
     some = torch.tensor([3, 0])
-    again = with_rates("user", users[some], rates[0][some], config, folded.frame)
-    assert torch.allclose(again, with_rates("user", users, rates[0], config, folded.frame)[some])
+    whole = with_rates("user", users, rates[0], config)
+    assert torch.allclose(with_rates("user", users[some], rates[0][some], config), whole[some])
+    assert with_rates("user", users, rates[0], OutcomeFoldIn(rate=0.0)) is users
 
 
 @pytest.mark.parametrize("bad", [{"prior": 0.0}, {"half_life_days": -1.0}, {"rate": -0.1}])
