@@ -131,8 +131,6 @@ def gate(folder: Path, thousands: int, dim: int) -> dict[str, Any]:
 
 def redis(folder: Path, thousands: int, dim: int) -> dict[str, Any]:
     """Load a snapshot into an empty Redis and ask how much memory its rows take."""
-    from redis import Redis
-
     from benchmarks import online_engines
     from benchmarks.online import redis_server
 
@@ -140,26 +138,12 @@ def redis(folder: Path, thousands: int, dim: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as name, redis_server(Path(name)) as port:
         online_engines.prepare(Path(name), rows)
         load = online_engines.load_by("ours")(Path(name), "redis", port, rows)
-        before = Redis(port=port).info()
-        started = time.process_time()
-        load()
-        seconds = time.process_time() - started
-        told = Redis(port=port).info()
-        return {
-            "rows": rows,
-            "dim": dim,
-            "core_seconds": seconds,
-            "server_core_seconds": sum(told[kind] - before[kind] for kind in ("used_cpu_sys", "used_cpu_user")),
-            "memory_bytes": told["used_memory"] - before["used_memory"],
-            "network_bytes": told["total_net_input_bytes"] - before["total_net_input_bytes"],
-            "peak_rss_gb": peak_gb(),
-        }
+        return {"rows": rows, "dim": dim, **_loaded(load, port), "peak_rss_gb": peak_gb()}
 
 
 def choices(folder: Path, thousands: int, listed: int) -> dict[str, Any]:
     """Write, judge and load lists of so many own items per user, as `jobs.refresh_plain` publishes them."""
     import pyarrow as pa
-    from redis import Redis
 
     from benchmarks import online_engines
     from benchmarks.online import redis_server
@@ -183,22 +167,14 @@ def choices(folder: Path, thousands: int, listed: int) -> dict[str, Any]:
         assert judge(file, spec, workdir=Path(name), previous=file).accepted
         judged = _best(lambda: judge(file, spec, workdir=Path(name), previous=file))
         load = online_engines.load_by("ours", kinds)(Path(name), "redis", port, rows)
-        before = Redis(port=port).info()
-        started = time.process_time()
-        load()
-        seconds = time.process_time() - started
-        told = Redis(port=port).info()
         return {
             "rows": rows,
             "dim": listed,
             "write_core_seconds": written,
             "gate_core_seconds": judged,
-            "load_core_seconds": seconds,
-            "server_core_seconds": sum(told[kind] - before[kind] for kind in ("used_cpu_sys", "used_cpu_user")),
             "parquet_bytes": file.stat().st_size,
             "twin_bytes": twin.twin_path(file).stat().st_size,
-            "memory_bytes": told["used_memory"] - before["used_memory"],
-            "network_bytes": told["total_net_input_bytes"] - before["total_net_input_bytes"],
+            **_loaded(load, port),
         }
 
 
@@ -275,6 +251,23 @@ def _vectors(rows: int, dim: int) -> tuple[Any, Any, Any]:
     vectors = np.random.default_rng(SEED).standard_normal((rows, dim), np.float32)
     norms = np.linalg.norm(vectors, axis=1)
     return pl.Series(np.arange(rows)), vectors / norms[:, None], norms
+
+
+def _loaded(load: Callable[[], None], port: int) -> dict[str, Any]:
+    """Load into a Redis; return core seconds of both sides, and what it took of memory and network."""
+    from redis import Redis
+
+    before = Redis(port=port).info()
+    started = time.process_time()
+    load()
+    seconds = time.process_time() - started
+    told = Redis(port=port).info()
+    return {
+        "core_seconds": seconds,
+        "server_core_seconds": sum(told[kind] - before[kind] for kind in ("used_cpu_sys", "used_cpu_user")),
+        "memory_bytes": told["used_memory"] - before["used_memory"],
+        "network_bytes": told["total_net_input_bytes"] - before["total_net_input_bytes"],
+    }
 
 
 def _lists(rows: int, listed: int) -> Any:

@@ -121,7 +121,7 @@ def unit_costs(results: Path) -> dict[str, dict[str, Any]]:
             "choices",
             "write_core_seconds",
             "gate_core_seconds",
-            "load_core_seconds",
+            "core_seconds",
             "server_core_seconds",
             unit="core seconds per list, and item",
             wide="items",
