@@ -202,8 +202,8 @@ def precisions(vectors_XR: Tensor, config: OutcomeFoldIn) -> Tensor:
     if config.even or len(vectors_XR) < 2:
         return torch.full((vectors_XR.shape[1],), config.prior)
     variance_R = vectors_XR.var(0)
-    mean = variance_R.mean()
-    return config.prior * mean / variance_R.clamp_min(float(mean) * LEAST_VARIANCE + 1e-12)
+    share_R = variance_R / variance_R.mean().clamp_min(1e-12)  # where all vectors are one, nothing moves
+    return config.prior / share_R.clamp_min(LEAST_VARIANCE)
 
 
 def axes(users_UE: Tensor, items_IE: Tensor, config: OutcomeFoldIn) -> Tensor:

@@ -159,6 +159,8 @@ def test_where_vectors_vary_more_they_may_move_more() -> None:
     assert found[:3] * vectors.var(0)[:3] == pytest.approx([100.0 * float(vectors.var(0).mean())] * 3, rel=1e-4)
     assert torch.isfinite(found).all() and found[3] > 10 * found[2]
     assert (precisions(vectors, OutcomeFoldIn(prior=7.0, even=True)) == 7.0).all()
+    # Vectors that are all the same keep a prior.
+    assert (precisions(vectors[:1].repeat(9, 1), OutcomeFoldIn(prior=7.0)) >= 7.0).all()
     assert (precisions(vectors[:1], OutcomeFoldIn(prior=7.0)) == 7.0).all()
 
 
