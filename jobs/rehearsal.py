@@ -245,6 +245,8 @@ def _score(
         if other.task == ranker.task and same:
             named[f"{other.consumer} with {new} {OWN}"] = other.recorded[:, inside]
     base = f"{ranker.consumer} with {version} {OWN}"
+    seeds = min(map(len, named.values()))  # consumers may have trained several each; pairs are of those that all have
+    named = {name: values[:seeds] for name, values in named.items()}
     table = bootstrap_lift(label, weight, user, named.pop(base), named, resamples=ws.config.bootstrap)
     return [
         {
@@ -255,7 +257,7 @@ def _score(
             "lift": row.relative_auc_lift.value,
             "ci95": list(row.relative_auc_lift.ci95),
             "log_loss": row.log_loss.value,
-            "seeds": len(ranker.seeds),
+            "seeds": seeds,
         }
         for name, row in table.items()
     ]

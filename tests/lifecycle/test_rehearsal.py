@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.small_home import START, WEEK, vectors
 from feature_repo.contracts.errors import NotReadyError
+from feature_repo.lake import write_json
 from jobs import doctor, rehearsal
 from jobs.workspace import Workspace
 
@@ -65,3 +66,32 @@ def test_each_way_of_feeding_reads_the_latest_vector_that_it_could_have(ws: Work
 def test_without_a_ranker_of_the_old_version_there_is_nothing_to_score(ws: Workspace) -> None:
     with pytest.raises(NotReadyError, match="No ranker reads v1 alone"):
         rehearsal.run(ws, "v2", "v1", CUT)
+
+
+def test_consumers_with_other_numbers_of_seeds_are_compared_on_those_that_both_have(
+    ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, count = np.random.default_rng(0), 400
+    facts = {"label": draw.integers(2, size=count), "weight": np.ones(count), "user": np.arange(count) % 40}
+    logits = draw.normal(size=(3, count))
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "test.npz", **facts)
+    write_json({"request": {"seeds": 3}}, tmp_path / "new" / "consumer.json")
+    for seed in range(3):
+        (tmp_path / "new" / "v2" / f"seed-{seed}").mkdir(parents=True)
+        np.savez(tmp_path / "new" / "v2" / f"seed-{seed}" / "test.npz", logit=logits[seed])
+
+    class Rows:
+        def __init__(self, *_: object) -> None: ...
+
+        def between(self, *_: object) -> np.ndarray:
+            return np.ones(count, bool)
+
+    monkeypatch.setattr("jobs.features.ranking.TrainingSet", Rows)
+    monkeypatch.setattr(rehearsal, "_rankers", lambda *_: [rehearsal._Ranker("more", "ctr", tmp_path / "new", "v2")])
+    monkeypatch.setattr(rehearsal, "_logits", lambda *_: logits[:1])
+    ranker = rehearsal._Ranker("one", "ctr", tmp_path / "old", "v1")
+    found = rehearsal._score(ws, ranker, "v1", "v2", CUT, {way: {} for way in rehearsal.WAYS})
+    assert {row["seeds"] for row in found} == {1} and len(found) == len(rehearsal.WAYS) + 1
+    assert len({row["auc"] for row in found}) == 1  # the first seed of each is the same
