@@ -219,7 +219,8 @@ def train_upstream(
     run_all = train_ranks.run_all if ranks_of_torchrun.launched() else job.run_all
     results = run_all(open_home(home), versions, progress=progress_reporter())
     for result in results.trained if results else ():
-        state = "was trained already" if result.reused else f"trained on {result.rows:,} rows"
+        new = f"with the weights of {result.weights_of}" if result.weights_of else f"trained on {result.rows:,} rows"
+        state = "was trained already" if result.reused else new
         typer.echo(f"{result.version} is space {result.space.space_id} ({result.space.dim} floats), {state}.")
 
 

@@ -83,10 +83,11 @@ class Upstream(_Settings):
         description="fold recent choices into the vectors at every refresh; so many of today count as much as the "
         "model's own vector (of outcomes: the precision of the prior). null: the model alone",
     )
-    fold_in_of: Literal["choices", "outcomes"] | None = Field(
+    fold_in_of: Literal["choices", "outcomes", "conversions"] | None = Field(
         None,
         description="choices: whatever was shown, by matrix factorization; outcomes: impressions with a click or "
-        "without, and the activity beside them, by logistic regressions. null: choices",
+        "without, and the activity beside them, by logistic regressions; conversions: clicks with one of "
+        "conversion_events or without, by the same. null: choices",
     )
     fold_in_half_life_days: float | None = Field(
         None, gt=0, description="days after which a choice that is folded in counts half; null: 30"

@@ -1,14 +1,14 @@
 """What happened lately folded into a model's vectors of one moment, for users and items alike.
 
-Two methods: choices alone (`models.upstream.fold_in`), or outcomes, that is what was chosen out of what was shown
-(`models.upstream.fold_in_outcomes`).
+Two methods: choices alone (`models.upstream.fold_in`), or outcomes (`models.upstream.fold_in_outcomes`), that is what
+was chosen out of what was shown, or what followed out of what was clicked.
 
 Legend: U users, I items, N asked, E vector dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -18,6 +18,7 @@ import numpy as np
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.contracts.naming import ENTITIES
 from feature_repo.contracts.types import Entity
+from jobs.features.labels import CONVERSION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +96,7 @@ class ChoiceFolding:
 
 @dataclass(frozen=True)
 class OutcomeFolding:
-    """Folds in what was chosen out of what was shown, and the activity beside it, as far back as `coverage`."""
+    """Folds outcomes in, as far back as `coverage`: of impressions, with the activity beside them, or of clicks."""
 
     config: OutcomeFoldIn
     log: EventLog
@@ -111,7 +112,8 @@ class OutcomeFolding:
 
         half_life = timedelta(days=self.config.half_life_days)
         reader = OutcomeReader(self.log, as_of, self.coverage, half_life, codes["user"], codes["item"])
-        read = reader.read(self.activity().actions)
+        after = self.config.after_click
+        read = reader.conversions(after) if after else reader.clicks(self.activity().actions)
         by_user = Outcomes.by(*map(torch.from_numpy, read.rows))
         rates = (torch.from_numpy(read.user_rates), torch.from_numpy(read.item_rates))
         return BothSides(by_user, by_user.turned(), *rates)
@@ -196,16 +198,25 @@ class Folding:
 
 
 def setting(
-    prior: float | None, half_life_days: float | None = None, reads: Literal["choices", "outcomes"] | None = None
+    prior: float | None,
+    half_life_days: float | None = None,
+    reads: Literal["choices", "outcomes", "conversions"] | None = None,
+    conversions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return what a space's config says of it; empty where nothing is folded in."""
+    """Return what a space's config says of it; empty where nothing is folded in.
+
+    `conversions` are the event types after a click that count as one.
+    """
     from models.upstream.fold_in import FoldIn
     from models.upstream.fold_in_outcomes import OutcomeFoldIn
 
     if prior is None:
         return {}
-    kind, key = (OutcomeFoldIn, OUTCOMES_KEY) if reads == "outcomes" else (FoldIn, KEY)
-    return {key: asdict(kind(prior) if half_life_days is None else kind(prior, half_life_days=half_life_days))}
+    kind, key = (FoldIn, KEY) if reads in (None, "choices") else (OutcomeFoldIn, OUTCOMES_KEY)
+    told = asdict(kind(prior) if half_life_days is None else kind(prior, half_life_days=half_life_days))
+    if key == OUTCOMES_KEY:
+        told["after_click"] = list(conversions or CONVERSION) if reads == "conversions" else []
+    return {key: told}
 
 
 def of_space(
@@ -224,9 +235,11 @@ def of_space(
     if KEY in config:
         return ChoiceFolding(FoldIn(**config[KEY]), activity)
     if OUTCOMES_KEY in config:
-        check_impressions(log)
         # A space goes on as it began, with what later ones do left out.
-        method = OutcomeFoldIn(**{"rate": 0.0, "even": True, **config[OUTCOMES_KEY]})
+        told = {"rate": 0.0, "even": True, "after_click": (), **config[OUTCOMES_KEY]}
+        method = OutcomeFoldIn(**{**told, "after_click": tuple(told["after_click"])})
+        if not method.after_click:
+            check_impressions(log)
         return OutcomeFolding(method, log, activity, coverage)
     return None
 

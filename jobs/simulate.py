@@ -46,6 +46,8 @@ UPSTREAMS = (
         conversion_rows=4096,
         out_dim=8,
         profiles=True,
+        fold_in=30.0,
+        fold_in_of="conversions",
     ),
     Upstream(version="v3", kind="content", description="what items are: their attributes, and whose they were"),
 )

@@ -35,17 +35,20 @@ if TYPE_CHECKING:
 
 # A small log gets more passes, up to a bound: below some two hundred steps no space has formed yet.
 MIN_STEPS, MAX_EPOCHS = 180, 20
+# Settings that say what a model is called and what its refreshes do, and have no part in its weights.
+NOT_OF_WEIGHTS = ("version", "description", "fold_in", "fold_in_half_life_days", "fold_in_of")
 
 
 @dataclass(frozen=True)
 class Result:
-    """The trained space and how its training went."""
+    """The trained space and how its training went; `weights_of` names the space that had its weights before, if any."""
 
     version: str
     space: Space
     rows: int
     curve: list[dict[str, float]]
     reused: bool = False
+    weights_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def _lane(root: Path, versions: Iterator[str], progress: Progress) -> None:
 def run(ws: Workspace, version: str, *, progress: Progress = silent) -> Result:
     """Train the upstream of `version` on what was known before its cut-off.
 
-    A version that was trained on this log before the same cut-off with the same settings is kept.
+    A version that was trained on this log before the same cut-off with the same settings is kept. One that differs from
+    a trained one in its name or in what its refreshes fold in takes over its weights.
     Killed, a training goes on from its last checkpoint and ends with the same weights.
 
     Raises
@@ -113,7 +117,7 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
     if done.exists():
         record = read_json(done)
         space = ws.ledger.space(record["space_id"])
-        return Result(version, space, record["rows"], record["curve"], reused=True)
+        return Result(version, space, record["rows"], record["curve"], True, record.get("weights_of"))
     if ws.ledger.is_published(version):
         raise ConfigError(
             f"{version} is published and was trained with other settings or data. A version never changes its "
@@ -131,16 +135,21 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
         folding.check_impressions(ws.log)
     ws.use_threads()
     fitted: Any
+    before: dict[str, Any] | None = None
     if settings.kind == "content":
         from jobs.content import fit_content
 
         progress(f"factorize {version}", 0, 1)
         fitted = fit_content(ws, settings)
+    elif (before := _same_weights(ws, request)) is not None:
+        fitted = Fitted.load(ws.home.root / ws.ledger.space(before["space_id"]).artifact, before)
     else:
         fitted = fit_upstream(
             ws, settings, presets.by_name(ws.config.preset), checkpoints=folder / "checkpoint", progress=progress
         )
-    folds = folding.setting(settings.fold_in, settings.fold_in_half_life_days, settings.fold_in_of)
+    folds = folding.setting(
+        settings.fold_in, settings.fold_in_half_life_days, settings.fold_in_of, settings.conversion_events
+    )
     config = {**fitted.model.config.to_dict(), **folds}
     identity = space_id(fitted.model.state_dict(), config, ws.log.fingerprint)
     artifact = ws.home.artifacts / identity
@@ -155,9 +164,22 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
     )
     enter_log(ws)
     ws.ledger.put_space(space)
-    write_json({"request": request, "space_id": identity, "rows": fitted.rows, "curve": fitted.curve}, done)
+    facts = {"space_id": identity, "rows": fitted.rows, "curve": fitted.curve}
+    weights_of = None if before is None else before["space_id"]
+    write_json({"request": request, **facts, **({"weights_of": weights_of} if weights_of else {})}, done)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    return Result(version, space, fitted.rows, fitted.curve)
+    return Result(version, space, fitted.rows, fitted.curve, weights_of=weights_of)
+
+
+def _same_weights(ws: Workspace, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what is recorded of a finished training that ended with the weights of this one, if there is any."""
+
+    def deciding(asked: dict[str, Any]) -> str:
+        own = {name: value for name, value in asked["upstream"].items() if name not in NOT_OF_WEIGHTS}
+        return json.dumps({**asked, "upstream": own}, sort_keys=True)
+
+    records = [read_json(path) for path in sorted(ws.home.artifacts.glob("training-*/training.json"))]
+    return next((record for record in records if deciding(record["request"]) == deciding(request)), None)
 
 
 def enter_log(ws: Workspace) -> None:
@@ -198,6 +220,14 @@ class Fitted:
     encoder: Encoder
     rows: int
     curve: list[dict[str, Any]]
+
+    @classmethod
+    def load(cls, folder: Path, record: dict[str, Any]) -> Fitted:
+        """Read what :meth:`save` wrote, with what is recorded of the training; LakeError where it is damaged."""
+        from jobs.features.encode import Encoder
+        from models.upstream.derm import DERM
+
+        return cls(DERM.load(folder), Encoder.load(folder / "encoder.json"), record["rows"], record["curve"])
 
     def save(self, folder: Path) -> None:
         """Write model and encodings where a refresh finds them."""

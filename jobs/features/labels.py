@@ -6,7 +6,7 @@ they became known, so that whoever trains at time T can leave out what had not a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 import polars as pl
@@ -66,15 +66,8 @@ class Opportunities:
         self._arrived = {name: self._times_of(name, kinds) for name, kinds in events.items()}
 
     def _times_of(self, outcome: str, kinds: Sequence[str]) -> pl.DataFrame:
-        tied = [name for name in kinds if name in OUTCOMES]
-        found = [self._of(tied).filter(pl.col("impression_id").is_not_null())] if tied else []
-        if len(tied) < len(kinds):
-            found.append(_after_clicks(self._of(["click"]), self._of([name for name in kinds if name not in tied])))
-        moment = pl.col("event_timestamp").min().alias(f"{outcome}_timestamp")
-        return pl.concat(found).group_by("impression_id").agg(moment).collect(engine="streaming")
-
-    def _of(self, kinds: Sequence[str]) -> pl.LazyFrame:
-        return self._log.scan().filter(pl.col("event_type").is_in(kinds)).select(_TIED)
+        found = first_outcomes(self._log.scan(), kinds).rename({"event_timestamp": f"{outcome}_timestamp"})
+        return found.collect(engine="streaming")
 
     def count(self, start: datetime | None, end: datetime | None) -> int:
         """Return how many opportunities lie in [start, end)."""
@@ -104,6 +97,23 @@ class Opportunities:
             rows = rows.with_columns(pl.lit(None, dtype=pl.Boolean).alias("click"))
         rows = rows.sort("event_timestamp", "user_code", "item_code", "impression_id", maintain_order=True)
         return rows if self.known_at is None else as_known_at(rows, self.known_at)
+
+
+def first_outcomes(events: pl.LazyFrame, kinds: Collection[str]) -> pl.LazyFrame:
+    """Return which opportunities among `events` were followed by an event of these types, and when first.
+
+    Columns impression_id and event_timestamp, one row per opportunity that was. Activity belongs to the latest click of
+    its user and item in the `ACTIVITY_WINDOW` before it.
+    """
+
+    def of(kinds: Collection[str]) -> pl.LazyFrame:
+        return events.filter(pl.col("event_type").is_in(kinds)).select(_TIED)
+
+    tied = [name for name in kinds if name in OUTCOMES]
+    found = [of(tied).filter(pl.col("impression_id").is_not_null())] if tied else []
+    if len(tied) < len(kinds):
+        found.append(_after_clicks(of(["click"]), of([name for name in kinds if name not in tied])))
+    return pl.concat(found).group_by("impression_id").agg(pl.col("event_timestamp").min())
 
 
 def _after_clicks(clicks: pl.LazyFrame, activity: pl.LazyFrame) -> pl.LazyFrame:

@@ -1,6 +1,6 @@
-"""What was shown and chosen before a moment, with what is known of each outcome besides who and what it was.
+"""What was shown, chosen and bought before a moment, with what is known of each outcome besides who and what it was.
 
-Legend: N impressions that are read, A activities, K negatives per activity, P outcomes.
+Legend: N impressions or clicks that are read, A activities, K negatives per activity, P outcomes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from jobs.features.labels import first_outcomes
 from jobs.features.log import OUTCOMES, EventLog
 
 ONE_IN = 5  # impressions without a click that are read, each counting for so many
@@ -20,6 +21,7 @@ NEGATIVES = 8  # per activity
 SWEEPS = 3  # over all factors of a rate
 # Precision of one factor of a rate around the others, in logits: a deviation of 0.45.
 FACTOR_PRIOR = 5.0
+AGES = (1, 2, 4, 8, 16, 32)  # of clicks, in days: what follows them takes its time
 
 
 class OutcomeRows(NamedTuple):
@@ -40,8 +42,8 @@ class OutcomeRows(NamedTuple):
 class Read(NamedTuple):
     """What a moment knows of outcomes.
 
-    rows: the outcomes; user_rates [U], item_rates [I], float32: how much likelier a click is with this user or item, in
-    logits, given the context and the other side. 0 for whom nothing was shown to, and for what was not shown.
+    rows: the outcomes; user_rates [U], item_rates [I], float32: how much likelier it happens with this user or item, in
+    logits, given the context and the other side. 0 for whom and for what nothing could happen.
     """
 
     rows: OutcomeRows
@@ -70,7 +72,7 @@ class OutcomeReader:
     users: np.ndarray
     items: np.ndarray
 
-    def read(self, activity: Collection[str]) -> Read:
+    def clicks(self, activity: Collection[str]) -> Read:
         """Return impressions, and beside them activities of these types, less those that are an impression's outcome.
 
         Of impressions without a click one in `ONE_IN` is read. Its offset adds up the rates of its context, its user
@@ -78,38 +80,53 @@ class OutcomeReader:
         that others turned to on the same day, as often as they did: where each is as likely as all of them together,
         popularity cancels out.
         """
-        shown, *rates = self._impressions()
-        parts = zip(shown, self._activities(set(activity) - set(OUTCOMES)), strict=True)
-        user, item, *rest = (np.concatenate(pair) for pair in parts)
-        rows = OutcomeRows(
-            user.astype(np.int64), item.astype(np.int64), *(values.astype(np.float32) for values in rest)
-        )
-        return Read(rows, *(values.astype(np.float32) for values in rates))
-
-    def _impressions(self) -> tuple[OutcomeRows, np.ndarray, np.ndarray]:
-        clicks = (
-            self._events()
-            .filter((pl.col("event_type") == "click") & pl.col("impression_id").is_not_null())
-            .select("impression_id")
-            .unique()
-            .with_columns(clicked=pl.lit(True))
-        )
+        clicked = self._clicked().unique().with_columns(happened=pl.lit(True))
         shown = (
-            self._events()
-            .filter(pl.col("event_type") == "impression")
-            .join(clicks, on="impression_id", how="left", maintain_order="left")
-            .with_columns(pl.col("clicked").fill_null(False))
-            .filter(pl.col("clicked") | (pl.col("impression_id").hash(seed=0) % ONE_IN == 0))
+            self._opportunities()
+            .join(clicked, on="impression_id", how="left", maintain_order="left")
+            .with_columns(pl.col("happened").fill_null(False))
+            .filter(pl.col("happened") | (pl.col("impression_id").hash(seed=0) % ONE_IN == 0))
+            .with_columns(weight=pl.col("weight").cast(pl.Float64) * pl.when("happened").then(1.0).otherwise(ONE_IN))
         )
-        context = self.log.context_columns.categorical
-        rows = self._placed(shown, "clicked", "weight", *context)
-        user, item, clicked = rows["user"].to_numpy(), rows["item"].to_numpy(), rows["clicked"].to_numpy()
-        stands_for = rows["weight"].to_numpy() * np.where(clicked, 1.0, ONE_IN)
-        factors = [*(_numbered(rows[name]) for name in context), user, item]
-        sizes = [*(int(values.max(initial=-1)) + 1 for values in factors[:-2]), len(self.users), len(self.items)]
-        offset, coefficients = additive_logits(clicked, stands_for, factors, sizes)
-        outcomes = OutcomeRows(user, item, clicked, offset, stands_for * self._fading(rows), np.ones(len(rows)))
-        return outcomes, coefficients[-2], coefficients[-1]
+        read = self._rated(shown)
+        activities = self._activities(set(activity) - set(OUTCOMES))
+        rows = OutcomeRows(*(np.concatenate(pair) for pair in zip(read.rows, activities, strict=True)))
+        return read._replace(rows=rows)
+
+    def conversions(self, kinds: Collection[str]) -> Read:
+        """Return clicks; it happened where an event of these types followed.
+
+        The offset of a click adds up the rates of its context, its age, its user and its item. A click of today has
+        not seen all that will follow it, which is nobody's fault: its age says so.
+        """
+        followed = first_outcomes(self._events(), kinds).select("impression_id").with_columns(happened=pl.lit(True))
+        age = (pl.lit(self.as_of) - pl.col("event_timestamp")).dt.total_days()
+        opportunities = (
+            self._opportunities()
+            .join(self._clicked(), on="impression_id", how="semi", maintain_order="left")
+            .join(followed, on="impression_id", how="left", maintain_order="left")
+            .with_columns(pl.col("happened").fill_null(False), age=pl.sum_horizontal(age >= least for least in AGES))
+        )
+        return self._rated(opportunities, "age")
+
+    def _clicked(self) -> pl.LazyFrame:
+        tied = (pl.col("event_type") == "click") & pl.col("impression_id").is_not_null()
+        return self._events().filter(tied).select("impression_id")
+
+    def _opportunities(self) -> pl.LazyFrame:
+        return self._events().filter(pl.col("event_type") == self.log.record.opportunity)
+
+    def _rated(self, opportunities: pl.LazyFrame, *factors: str) -> Read:
+        """Return opportunities, `happened` and `weight` given, with what context, user, item and more add up to."""
+        context = (*self.log.context_columns.categorical, *factors)
+        rows = self._placed(opportunities, "happened", "weight", *context)
+        user, item, happened = rows["user"].to_numpy(), rows["item"].to_numpy(), rows["happened"].to_numpy()
+        weight = rows["weight"].to_numpy()
+        values = [*(_numbered(rows[name]) for name in context), user, item]
+        sizes = [*(int(value.max(initial=-1)) + 1 for value in values[:-2]), len(self.users), len(self.items)]
+        offset, coefficients = additive_logits(happened, weight, values, sizes)
+        outcomes = _outcome_rows(user, item, happened, offset, weight * self._fading(rows), np.ones(len(rows)))
+        return Read(outcomes, *(rates.astype(np.float32) for rates in coefficients[-2:]))
 
     def _activities(self, kinds: Collection[str]) -> OutcomeRows:
         """Return activities and then their negatives [A + A * K]."""
@@ -123,7 +140,7 @@ class OutcomeReader:
         count, copies = len(item), NEGATIVES + 1
         happened, offset = np.repeat([True] + [False] * NEGATIVES, count), np.full(count * copies, -np.log(NEGATIVES))
         beside, weights = np.concatenate([item, *drawn]), np.tile(weight, copies)
-        return OutcomeRows(np.tile(user, copies), beside, happened, offset, weights, np.zeros(count * copies))
+        return _outcome_rows(np.tile(user, copies), beside, happened, offset, weights, np.zeros(count * copies))
 
     def _events(self) -> pl.LazyFrame:
         return self.log.window(self.as_of - self.reach, self.as_of)
@@ -139,6 +156,10 @@ class OutcomeReader:
     def _fading(self, events: pl.DataFrame) -> np.ndarray:
         age_us = int(self.as_of.timestamp() * 1_000_000) - events["event_timestamp"].dt.epoch("us").to_numpy()
         return np.exp2(-age_us / (self.half_life / timedelta(microseconds=1)))
+
+
+def _outcome_rows(user: np.ndarray, item: np.ndarray, *rest: np.ndarray) -> OutcomeRows:
+    return OutcomeRows(user.astype(np.int64), item.astype(np.int64), *(values.astype(np.float32) for values in rest))
 
 
 def _numbered(values: pl.Series) -> np.ndarray:

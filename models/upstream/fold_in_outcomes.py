@@ -49,12 +49,16 @@ class OutcomeFoldIn:
         What a row's own rate adds to its vector, per logit, before the vector is scaled to length 1; with 0 nothing.
     even
         The same precision in every direction.
+    after_click
+        Event types that are the outcomes, of clicks; without any, clicks are the outcomes, of impressions. Whoever
+        reads outcomes sees to it.
     """
 
     prior: float = 100.0
     half_life_days: float = 30.0
     rate: float = 0.3
     even: bool = False
+    after_click: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.prior, self.half_life_days) <= 0:

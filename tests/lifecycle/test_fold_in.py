@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pydantic import ValidationError
 
 from feature_repo.contracts.errors import ConfigError
@@ -20,6 +21,7 @@ from jobs.config import Upstream
 from jobs.publication import clocked
 from jobs.snapshot_gate import judge
 from jobs.workspace import Workspace
+from models.upstream.derm import DERM
 from models.upstream.fold_in import FoldIn
 from tests.lifecycle.conftest import CUT
 
@@ -147,6 +149,28 @@ def test_outcomes_of_later_do_not_show(outcomes: Workspace) -> None:
         assert not np.array_equal(changed.infer("item", CUT)[1], before)
 
 
+def test_conversions_are_folded_in_and_pass_the_gate(outcomes: Workspace) -> None:
+    """What followed clicks says more of some users and items than the model does, and the gate solves it again."""
+    space = outcomes.ledger.space("shown")
+    own = {name: value for name, value in space.config.items() if name != folding.OUTCOMES_KEY}
+    kinds = ("add_to_cart", "conversion") if "add_to_cart" in outcomes.log.record.counts else None
+    config = {**own, **folding.setting(20.0, 30.0, "conversions", kinds)}
+    outcomes.ledger.put_space(replace(space, space_id="after", config=config))
+    outcomes.ledger.put_version(Version("v4", "after", "folds conversions in", "upstream team", None))
+    upstream = refresh.upstream_at(outcomes, "v4", CUT)
+    for back in (14, 0):
+        done = refresh.run(outcomes, "v4", CUT - timedelta(days=back), upstream=upstream)
+        for publication in done.publications:
+            told = {check.name: check.passed for check in publication.snapshot.verdict.checks}
+            assert publication.snapshot.verdict.accepted and told["agreement"] is True
+    of_clicks = refresh.upstream_at(outcomes, "v3", CUT)
+    for entity in ENTITIES:
+        ids, vectors, _ = upstream.infer(entity, CUT)
+        assert np.abs(of_clicks.infer(entity, CUT)[1] - vectors).max() > 0.05
+        places = np.array([5, 0, len(ids) - 1])
+        assert np.allclose(upstream.infer(entity, CUT, places)[1], vectors[places], atol=1e-5)
+
+
 def test_outcomes_need_impressions(outcomes: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcomes.log, "record", replace(outcomes.log.record, opportunity="click"))
     with pytest.raises(ConfigError, match="no impressions"):
@@ -154,6 +178,10 @@ def test_outcomes_need_impressions(outcomes: Workspace, monkeypatch: pytest.Monk
     settings = Upstream(version="v9", fold_in=20.0, fold_in_of="outcomes")
     with pytest.raises(ConfigError, match="fold_in_of: choices"):
         train_upstream.train(outcomes, settings)
+    space = outcomes.ledger.space("shown")
+    own = {name: value for name, value in space.config.items() if name != folding.OUTCOMES_KEY}
+    of_clicks = {**own, **folding.setting(20.0, None, "conversions")}
+    assert folding.of_space(of_clicks, outcomes.log, lambda: pytest.fail("not asked for"), timedelta(days=90))
 
 
 def test_how_choices_fade_is_a_setting_of_what_folds_in() -> None:
@@ -162,12 +190,32 @@ def test_how_choices_fade_is_a_setting_of_what_folds_in() -> None:
     assert (kept.prior, kept.half_life_days) == (5.0, 90.0)
     assert kept.reach_days == pytest.approx(598, abs=1)
     assert folding.setting(50.0, reads="outcomes") == {
-        folding.OUTCOMES_KEY: {"prior": 50.0, "half_life_days": 30.0, "rate": 0.3, "even": False}
+        folding.OUTCOMES_KEY: {"prior": 50.0, "half_life_days": 30.0, "rate": 0.3, "even": False, "after_click": []}
     }
+    told = [folding.setting(50.0, reads="conversions", conversions=kinds) for kinds in (None, ("add_to_cart",))]
+    assert [one[folding.OUTCOMES_KEY]["after_click"] for one in told] == [["conversion"], ["add_to_cart"]]
     with pytest.raises(ValidationError, match="set fold_in too"):
         Upstream(version="v1", fold_in_half_life_days=90.0)
     with pytest.raises(ValidationError, match="set fold_in too"):
         Upstream(version="v1", fold_in_of="outcomes")
+
+
+def test_what_is_folded_in_needs_no_training_of_its_own(learned: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model by another name, or one that folds in otherwise, takes over the weights; another seed does not."""
+    settings = learned.config.upstream("v1")
+    # The fixture trained with three passes and left twenty in its config.
+    learned = Workspace(learned.home, learned.config.model_copy(update={"epochs": 3}))
+    monkeypatch.setattr(train_upstream, "fit_upstream", lambda *given, **named: pytest.fail("trained again"))
+    folds = Upstream(version="v2", description="folds in", fold_in=20.0, fold_in_of="conversions")
+    again = train_upstream.train(learned, folds)
+    first = train_upstream.train(learned, settings)
+    assert first.reused and again.weights_of == first.space.space_id != again.space.space_id and not again.reused
+    assert again.space.config[folding.OUTCOMES_KEY]["prior"] == 20 and again.rows == first.rows
+    weights = [DERM.load(learned.home.root / done.space.artifact).state_dict() for done in (first, again)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert train_upstream.train(learned, folds).weights_of == first.space.space_id
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        train_upstream.train(learned, folds.model_copy(update={"seed": 1}))
 
 
 def test_what_happens_later_does_not_show(folded: Workspace) -> None:

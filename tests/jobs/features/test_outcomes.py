@@ -12,8 +12,9 @@ import pytest
 from feature_repo.lake import Home
 from jobs import ingest
 from jobs.features import outcomes as module
+from jobs.features.labels import Opportunities
 from jobs.features.log import EventLog
-from jobs.features.outcomes import NEGATIVES, ONE_IN, OutcomeReader, OutcomeRows, additive_logits
+from jobs.features.outcomes import NEGATIVES, ONE_IN, OutcomeReader, OutcomeRows, Read, additive_logits
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 USERS, ITEMS, SHOWN = 30, 20, 3000
@@ -44,7 +45,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> EventLog:
 
 def read(log: EventLog, as_of: datetime, *, days: int = 30, half_life: float = 1e6, items: int = ITEMS) -> OutcomeRows:
     reach, fades = timedelta(days=days), timedelta(days=half_life)
-    return OutcomeReader(log, as_of, reach, fades, np.arange(USERS), np.arange(items)).read(("click", "view")).rows
+    return OutcomeReader(log, as_of, reach, fades, np.arange(USERS), np.arange(items)).clicks(("click", "view")).rows
 
 
 def test_every_click_is_read_and_others_stand_for_those_that_are_not(log: EventLog) -> None:
@@ -116,7 +117,7 @@ def test_offsets_tell_the_surface(log: EventLog) -> None:
 def test_rates_are_told_of_each_user_and_item_and_do_not_fade(log: EventLog) -> None:
     as_of, days = START + timedelta(days=11), timedelta(days=30)
     users, items = np.arange(USERS + 1), np.arange(ITEMS)
-    found = OutcomeReader(log, as_of, days, timedelta(days=1), users, items).read(("click",))
+    found = OutcomeReader(log, as_of, days, timedelta(days=1), users, items).clicks(("click",))
     assert found.user_rates.shape == (USERS + 1,) and found.item_rates.shape == (ITEMS,)
     assert found.user_rates[-1] == 0  # nothing was shown to nobody
     shown = log.coded(log.window(None, as_of)).collect()
@@ -125,8 +126,75 @@ def test_rates_are_told_of_each_user_and_item_and_do_not_fade(log: EventLog) -> 
         for kind in ("click", "impression")
     ]
     assert np.corrcoef(found.user_rates[:-1], counts[0] / counts[1])[0, 1] > 0.8  # one in five of the others is read
-    slow = OutcomeReader(log, as_of, days, 1000 * days, users, items).read(("click",))
+    slow = OutcomeReader(log, as_of, days, 1000 * days, users, items).clicks(("click",))
     assert np.array_equal(slow.user_rates, found.user_rates) and not np.allclose(slow.rows.weight, found.rows.weight)
+
+
+CLICKS, BUYERS = 2000, 7
+
+
+@pytest.fixture(scope="module", params=["impression", "click"])
+def bought(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EventLog:
+    """Ten days of clicks, on impressions or alone: carts of some users within minutes, purchases two days later."""
+    draw = np.random.default_rng(3)
+    rows = []
+    for number in range(CLICKS):
+        moment = START + timedelta(seconds=int(10 * 86400 * number / CLICKS))
+        user, item = int(draw.integers(USERS)), int(draw.integers(ITEMS))
+        if request.param == "impression":
+            rows.append((moment - timedelta(minutes=1), user, item, "impression", number, "feed"))
+            rows.append((moment - timedelta(minutes=1), user, item, "impression", CLICKS + number, "feed"))
+        rows.append((moment, user, item, "click", number, "feed"))
+        if draw.random() < (0.4 if user < BUYERS else 0.1):
+            rows.append((moment + timedelta(minutes=5), user, item, "cart", None, None))
+        if draw.random() < 0.05:
+            rows.append((moment + timedelta(days=2), user, item, "conversion", number, None))
+    names = ["event_timestamp", "user_id", "item_id", "event_type", "impression_id", "surface"]
+    folder = tmp_path_factory.mktemp("bought")
+    pl.DataFrame(rows, schema=names, orient="row").sort("event_timestamp").write_parquet(folder / "events.parquet")
+    config = ingest.IngestConfig(
+        home=folder / "home", name="bought", events=(str(folder / "events.parquet"),), now=START + timedelta(days=20)
+    )
+    ingest.run(config)
+    return EventLog(Home(Path(config.home)))
+
+
+def after_clicks(log: EventLog, as_of: datetime, days: float = 30) -> Read:
+    reader = OutcomeReader(
+        log, as_of, timedelta(days=days), timedelta(days=1e6), np.arange(USERS + 1), np.arange(ITEMS)
+    )
+    return reader.conversions(("cart", "conversion"))
+
+
+@pytest.mark.parametrize("days", [3.0, 30.0])
+def test_conversions_are_those_of_the_labels_as_they_had_arrived(bought: EventLog, days: float) -> None:
+    as_of = START + timedelta(days=8, hours=5)
+    rows = after_clicks(bought, as_of, days).rows
+    labels = Opportunities(bought, known_at=as_of, conversions=("cart", "conversion"))
+    wanted = labels.between(as_of - timedelta(days=days), as_of).filter(pl.col("click_timestamp").is_not_null())
+    assert len(rows.user) == len(wanted) > 100 and set(rows.rated) == {1.0}
+    found = {"user_code": rows.user, "item_code": rows.item, "conversion": rows.happened == 1}
+    assert pl.DataFrame(found).sort(*found).equals(wanted.select(*found).sort(*found))
+    later = Opportunities(bought, conversions=("cart", "conversion")).between(as_of - timedelta(days=days), as_of)
+    assert wanted["conversion"].sum() < later["conversion"].sum()
+
+
+def test_who_buys_much_has_a_rate_and_who_never_clicked_has_none(bought: EventLog) -> None:
+    found = after_clicks(bought, START + timedelta(days=10))
+    assert found.user_rates[:BUYERS].min() > found.user_rates[BUYERS:-1].mean() and found.user_rates[-1] == 0
+    assert found.user_rates[:BUYERS].mean() - found.user_rates[BUYERS:-1].mean() == pytest.approx(1.5, abs=0.5)
+
+
+def test_a_young_click_is_no_bad_one(bought: EventLog) -> None:
+    """Half of the purchases of the last two days have not arrived: the age of a click takes the blame for it."""
+    as_of = START + timedelta(days=8)
+    labels = Opportunities(bought, known_at=as_of).between(None, as_of)
+    assert labels.filter(pl.col("event_timestamp") > as_of - timedelta(days=1))["conversion"].sum() == 0
+    reader = OutcomeReader(bought, as_of, timedelta(days=30), timedelta(days=1e6), np.arange(USERS), np.arange(ITEMS))
+    rows = reader.conversions(("conversion",)).rows
+    chance = 1 / (1 + np.exp(-rows.offset))
+    assert chance.min() < 0.015 and chance.max() > 0.05
+    assert chance.mean() == pytest.approx(rows.happened.mean(), rel=0.2)
 
 
 def test_one_factor_is_its_rate_and_two_add_up() -> None:
