@@ -1,8 +1,9 @@
-"""The commands that look after a home folder: doctor, lineage."""
+"""The commands that look after a home folder: docs, status, doctor, lineage."""
 
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -10,6 +11,36 @@ import typer
 from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter
 
 app = typer.Typer()
+
+
+@app.command()
+def docs(
+    snapshot: Annotated[list[str] | None, typer.Option(help="Write only this one's page; may be repeated.")] = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Write the gate's pages: one per snapshot, an index of all refreshes, and Data Docs. They open offline.
+
+    Example: `headwater docs`
+    """
+    from jobs import docs as job
+
+    result = job.run(open_home(home), datetime.now(UTC), only=snapshot, progress=progress_reporter())
+    typer.echo(f"{result.pages} pages: {result.path}")
+
+
+@app.command()
+def status(home: HomeOption = HOME) -> None:
+    """Show data, spaces, versions, snapshots with their freshness, and consumers.
+
+    Example: `headwater status`
+    """
+    from jobs import status as job
+
+    for title, rows in job.run(open_home(home), datetime.now(UTC)).tables.items():
+        if rows:
+            print_table(rows, f"\n{title}")
+        else:
+            typer.echo(f"\n{title}: none yet")
 
 
 @app.command()
