@@ -1,11 +1,11 @@
 """What does each choice of the upstream bring? One choice changed at a time, all else as worlds have it for v1.
 
 On a simulated world of 600,000 impressions (1,500 users, 600 items, 90 days), whose truth is known. For each setting
-the upstream is trained anew, vectors are refreshed through gate and ledger for every day from its cut-off on, joined
+the upstream is trained anew, vectors are refreshed through gate and ledger for every week from its cut-off on, joined
 point in time, and CTR rankers are trained with user and item vectors, two seeds. Every one is held against the ranker
 without vectors, and against the default setting on the same resamples.
 
-    make bench-ablations                                             # some five minutes of one core per setting
+    make bench-ablations                                             # some three minutes of one core per setting
     python -m benchmarks.quality_ablations --work DIR --only "contrastive loss off"
 
 Killed, the same command goes on; records go into quality.json as each setting is done.
@@ -142,7 +142,7 @@ def measure(base: Path, work: Path, name: str, seeds: int, told: Any) -> Scored:
     setting, place = SETTINGS[name], work / name.replace(" ", "-")
     known = settings.load(Home(base))
     upstream = Upstream(**(simulate.UPSTREAMS[0].model_dump(exclude_unset=True) | setting.upstream))
-    changes = {"upstreams": (upstream,), "consumers": (CONSUMER,), "processes": 1, **setting.config}
+    changes = {"upstreams": (upstream,), "consumers": (CONSUMER,), "processes": 1, "refresh_days": 7, **setting.config}
     ws = borrow(base, place / "home", lake_only=True, config=Config(**(dict(known) | changes)))
     done = place / "scores.npz"
     if not done.exists():

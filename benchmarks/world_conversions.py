@@ -1,0 +1,115 @@
+"""How much of what makes a click convert is in the published vectors of a simulated world, by version.
+
+The clicks of the days between `train_end` and `valid_end`, before the test period, each with the vectors that were
+readable when its day began. A ridge regression on the surface, both vectors and their elementwise product foresees the
+true logit of a conversion, for each fifth of the users by the others. True probabilities in place of rare outcomes, so
+a few thousand clicks tell much; but a ranker has outcomes alone and does not come so far.
+
+    python -m benchmarks.world_conversions --home world-home   # --users, --items ... of the world, as simulated
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.world_vectors import Vectors, published
+from jobs.workspace import Workspace
+from jobs.world.config import SURFACES, WorldConfig, checked
+from jobs.world.world import World
+
+FOLDS, RIDGE = 5, 100.0
+
+
+@dataclass(frozen=True)
+class Clicked:
+    """The clicks [N] of a day: positions of user, item and surface, and the true probability of a conversion."""
+
+    user: np.ndarray
+    item: np.ndarray
+    surface: np.ndarray
+    chance: np.ndarray
+
+
+def clicked(config: WorldConfig, first: int, last: int) -> list[Clicked]:
+    """Return the clicks of each of the days [first, last) of a world."""
+    world = World(config)
+    days: list[Clicked] = []
+    for day in range(first, last):
+        world.tastes.at(day)
+        parts = []
+        for block in world.day(day):
+            request, clicks = block.slots.request[block.clicks], block.clicks
+            of = (block.requests.user[request], block.slots.item[clicks], block.requests.surface[request])
+            parts.append((*of, block.truth.conversion()[clicks].astype(np.float64)))
+        days.append(Clicked(*(np.concatenate(values) for values in zip(*parts, strict=True))))
+    return days
+
+
+def inputs(vectors: tuple[Vectors, Vectors], rows: Clicked, config: WorldConfig) -> np.ndarray:
+    """Return what the regression reads of the rows [N, any]; a vector that is missing is the mean of all."""
+    found = []
+    places = ((rows.user, config.users), (rows.item, config.items))
+    for (ids, values), (place, count) in zip(vectors, places, strict=True):
+        table = np.zeros((count, values.shape[1] + 1))
+        known = ids.to_numpy().astype(np.int64) - 1  # a world counts its users and items from 1
+        table[known, :-1], table[known, -1] = values - values.mean(axis=0), 1
+        found.append(table[place])
+    product = found[0][:, :-1] * found[1][:, :-1]
+    surface = np.eye(len(SURFACES))[rows.surface]
+    return np.concatenate([surface, *found, product, product.sum(axis=1, keepdims=True)], axis=1)
+
+
+def foreseen(given: np.ndarray, logit: np.ndarray, user: np.ndarray) -> np.ndarray:
+    """Return the logits [N] that a ridge regression foresees, each by the rows of other users."""
+    scaled = (given - given.mean(axis=0)) / (given.std(axis=0) + 1e-9)
+    found = np.zeros(len(logit))
+    for fold in range(FOLDS):
+        own = user % FOLDS == fold
+        x, mean = scaled[~own], logit[~own].mean()
+        weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (logit[~own] - mean))
+        found[own] = mean + scaled[own] @ weights
+    return found
+
+
+def expected_auc(score: np.ndarray, chance: np.ndarray) -> float:
+    """Return the ROC-AUC of scores [N] over all outcomes of rows that convert with these probabilities [N]."""
+    order = np.argsort(score, kind="stable")
+    yes = chance[order]
+    no = 1 - yes
+    return float((yes * (np.cumsum(no) - no / 2)).sum() / (yes.sum() * no.sum()))
+
+
+def main() -> None:
+    """Print one line per version."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, required=True, help="home folder after `headwater backfill`")
+    for name, value in (("users", 10_000), ("items", 3000), ("days", 120), ("impressions", 5_500_000), ("seed", 5)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    chosen = vars(parser.parse_args())
+    ws = Workspace.open(chosen.pop("home"))
+    ws.use_threads()
+    config = checked(**chosen)
+    first, last = (
+        (moment - config.start) // timedelta(days=1) for moment in (ws.splits.train_end, ws.splits.valid_end)
+    )
+    days = clicked(config, first, last)
+    user, chance = (np.concatenate([getattr(day, name) for day in days]) for name in ("user", "chance"))
+    logit = np.log(chance / (1 - chance))
+    print(f"Days {first} to {last - 1}: {len(user):,} clicks, {chance.sum():,.0f} conversions expected of them")
+    print(f"Expected ROC-AUC of the truth {expected_auc(logit, chance):.4f}")
+    print("| vectors | share of the variance of the true logit | expected ROC-AUC |\n|---|---|---|")
+    moments = [config.start + timedelta(days=day) for day in range(first, last)]
+    for version in (upstream.version for upstream in ws.config.upstreams):
+        read = [inputs(published(ws, version, at), day, config) for at, day in zip(moments, days, strict=True)]
+        told = foreseen(np.concatenate(read), logit, user)
+        share = 1 - float(np.square(logit - told).sum() / np.square(logit - logit.mean()).sum())
+        print(f"| {version} | {share:.0%} | {expected_auc(told, chance):.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
