@@ -142,7 +142,7 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
         progress(f"factorize {version}", 0, 1)
         fitted = fit_content(ws, settings)
     elif (before := _same_weights(ws, request)) is not None:
-        fitted = Fitted.load(ws.home.root / ws.ledger.space(before["space_id"]).artifact, before)
+        fitted = Fitted.load(ws.home.artifacts / before["space_id"], before)
     else:
         fitted = fit_upstream(
             ws, settings, presets.by_name(ws.config.preset), checkpoints=folder / "checkpoint", progress=progress
@@ -172,14 +172,15 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
 
 
 def _same_weights(ws: Workspace, request: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what is recorded of a finished training that ended with the weights of this one, if there is any."""
+    """Return what is recorded of a finished training that ended with the weights of this one, if they are there."""
 
     def deciding(asked: dict[str, Any]) -> str:
         own = {name: value for name, value in asked["upstream"].items() if name not in NOT_OF_WEIGHTS}
         return json.dumps({**asked, "upstream": own}, sort_keys=True)
 
     records = [read_json(path) for path in sorted(ws.home.artifacts.glob("training-*/training.json"))]
-    return next((record for record in records if deciding(record["request"]) == deciding(request)), None)
+    there = [record for record in records if (ws.home.artifacts / record["space_id"]).is_dir()]
+    return next((record for record in there if deciding(record["request"]) == deciding(request)), None)
 
 
 def enter_log(ws: Workspace) -> None:

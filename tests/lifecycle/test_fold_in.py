@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -216,6 +217,10 @@ def test_what_is_folded_in_needs_no_training_of_its_own(learned: Workspace, monk
     assert train_upstream.train(learned, folds).weights_of == first.space.space_id
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         train_upstream.train(learned, folds.model_copy(update={"seed": 1}))
+    for done in (first, again):
+        shutil.rmtree(learned.home.root / done.space.artifact)
+    with pytest.raises(pytest.fail.Exception, match="trained again"):  # the weights are gone
+        train_upstream.train(learned, folds.model_copy(update={"fold_in": 50.0}))
 
 
 def test_what_happens_later_does_not_show(folded: Workspace) -> None:
