@@ -18,7 +18,6 @@ import numpy as np
 from feature_repo.contracts.errors import ConfigError
 from feature_repo.contracts.naming import ENTITIES
 from feature_repo.contracts.types import Entity
-from jobs.features.labels import CONVERSION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -207,6 +206,7 @@ def setting(
 
     `conversions` are the event types after a click that count as one.
     """
+    from jobs.features.labels import CONVERSION
     from models.upstream.fold_in import FoldIn
     from models.upstream.fold_in_outcomes import OutcomeFoldIn
 
