@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.world_vectors import Vectors, published
+from benchmarks.world_vectors import Vectors, centred, published
 from jobs.workspace import Workspace
 from jobs.world.config import SURFACES, WorldConfig, checked
 from jobs.world.world import World
@@ -52,16 +52,12 @@ def clicked(config: WorldConfig, first: int, last: int) -> list[Clicked]:
 
 def inputs(vectors: tuple[Vectors, Vectors], rows: Clicked, config: WorldConfig) -> np.ndarray:
     """Return what the regression reads of the rows [N, any]; a vector that is missing is the mean of all."""
-    found = []
-    places = ((rows.user, config.users), (rows.item, config.items))
-    for (ids, values), (place, count) in zip(vectors, places, strict=True):
-        table = np.zeros((count, values.shape[1] + 1))
-        known = ids.to_numpy().astype(np.int64) - 1  # a world counts its users and items from 1
-        table[known, :-1], table[known, -1] = values - values.mean(axis=0), 1
-        found.append(table[place])
-    product = found[0][:, :-1] * found[1][:, :-1]
     surface = np.eye(len(SURFACES))[rows.surface]
-    return np.concatenate([surface, *found, product, product.sum(axis=1, keepdims=True)], axis=1)
+    (users, known_users), (items, known_items) = centred(vectors, config)
+    user, item = users[rows.user].astype(np.float64), items[rows.item].astype(np.float64)
+    there = np.stack([known_users[rows.user], known_items[rows.item]], axis=1)
+    product = user * item
+    return np.concatenate([surface, user, item, there, product, product.sum(axis=1, keepdims=True)], axis=1)
 
 
 def foreseen(given: np.ndarray, logit: np.ndarray, user: np.ndarray) -> np.ndarray:

@@ -112,15 +112,20 @@ def made(ws: Workspace, version: str, moment: datetime, prior: float | None) -> 
 
 def products(vectors: tuple[Vectors, Vectors], rows: Shown, config: WorldConfig) -> tuple[np.ndarray, np.ndarray]:
     """Return the products of centred vectors [N], 0 where one is missing, and whether both are there."""
-    centred, there = [], []
+    (users, known_users), (items, known_items) = centred(vectors, config)
+    product = np.einsum("nd,nd->n", users[rows.user], items[rows.item])
+    return product, known_users[rows.user] & known_items[rows.item]
+
+
+def centred(vectors: tuple[Vectors, Vectors], config: WorldConfig) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the vectors of all users, and of all items, less their mean [any, E], and which are there, bool [any]."""
+    sides = []
     for (ids, found), count in zip(vectors, (config.users, config.items), strict=True):
         table, known = np.zeros((count, found.shape[1]), np.float32), np.zeros(count, bool)
         place = ids.cast(pl.Int64).to_numpy() - 1  # a world counts its users and items from 1
         table[place], known[place] = found - found.mean(axis=0), True
-        centred.append(table)
-        there.append(known)
-    product = np.einsum("nd,nd->n", centred[0][rows.user], centred[1][rows.item])
-    return product, there[0][rows.user] & there[1][rows.item]
+        sides.append((table, known))
+    return sides
 
 
 def main() -> None:

@@ -227,7 +227,7 @@ def of_space(
     Raises
     ------
     ConfigError
-        If it folds outcomes in and the log has no impressions.
+        As :func:`check`.
     """
     from models.upstream.fold_in import FoldIn
     from models.upstream.fold_in_outcomes import OutcomeFoldIn
@@ -238,15 +238,22 @@ def of_space(
         # A space goes on as it began, with what later ones do left out.
         told = {"rate": 0.0, "even": True, "after_click": (), **config[OUTCOMES_KEY]}
         method = OutcomeFoldIn(**{**told, "after_click": tuple(told["after_click"])})
-        if not method.after_click:
-            check_impressions(log)
+        check(config, log)
         return OutcomeFolding(method, log, activity, coverage)
     return None
 
 
-def check_impressions(log: EventLog) -> None:
-    """Raise ConfigError if a log does not say what was shown."""
-    if log.record.opportunity != "impression":
+def check(config: dict[str, Any], log: EventLog) -> None:
+    """Raise ConfigError if a log does not say what a space with this config folds in."""
+    if OUTCOMES_KEY not in config:
+        return
+    if after := config[OUTCOMES_KEY].get("after_click"):
+        if not set(after) & set(log.record.counts):
+            raise ConfigError(
+                f"fold_in_of: conversions learns which clicks are followed by {' or '.join(after)}, and this log has "
+                "none. Name other conversion_events in config.yaml, or leave fold_in out."
+            )
+    elif log.record.opportunity != "impression":
         raise ConfigError(
             "fold_in_of: outcomes learns what was chosen out of what was shown, and this log has no impressions. "
             "Set fold_in_of: choices in config.yaml."

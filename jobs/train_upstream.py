@@ -131,8 +131,10 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
             "torchrun shares out `train-upstream` alone. Run this command by itself; what it would train can be "
             "trained before by `headwater train-upstream VERSION --ranks N`."
         )
-    if settings.fold_in_of == "outcomes":
-        folding.check_impressions(ws.log)
+    folds = folding.setting(
+        settings.fold_in, settings.fold_in_half_life_days, settings.fold_in_of, settings.conversion_events
+    )
+    folding.check(folds, ws.log)
     ws.use_threads()
     fitted: Any
     before: dict[str, Any] | None = None
@@ -147,9 +149,6 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
         fitted = fit_upstream(
             ws, settings, presets.by_name(ws.config.preset), checkpoints=folder / "checkpoint", progress=progress
         )
-    folds = folding.setting(
-        settings.fold_in, settings.fold_in_half_life_days, settings.fold_in_of, settings.conversion_events
-    )
     config = {**fitted.model.config.to_dict(), **folds}
     identity = space_id(fitted.model.state_dict(), config, ws.log.fingerprint)
     artifact = ws.home.artifacts / identity

@@ -50,4 +50,4 @@ def test_vectors_that_know_the_truth_foresee_it_and_strangers_are_the_mean() -> 
     assert missing.shape == (0, given.shape[1])
     stranger = Clicked(np.array([0]), np.array([0]), np.array([0]), np.array([0.1]))
     row = inputs(((ids[1:], vectors[1:]), tell(item_part)), stranger, CONFIG)
-    assert row[0, 3:6].tolist() == [0.0, 0.0, 0.0]
+    assert row[0, 3:5].tolist() == [0.0, 0.0] and row[0, 7:9].tolist() == [0.0, 1.0]

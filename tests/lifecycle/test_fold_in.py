@@ -36,14 +36,19 @@ def folded(learned: Workspace) -> Workspace:
     return learned
 
 
+def assert_agreed(done: refresh.Result) -> None:
+    """Hold that the gate accepted all that a refresh published, and solved a sample of it again."""
+    for publication in done.publications:
+        told = {check.name: check.passed for check in publication.snapshot.verdict.checks}
+        assert publication.snapshot.verdict.accepted and told["agreement"] is True
+
+
 def test_refreshes_pass_the_gate_and_unfolded_ones_do_not(folded: Workspace) -> None:
     upstream = refresh.upstream_at(folded, "v2", CUT)
     for back in (28, 14, 0):
         as_of = CUT - timedelta(days=back)
         done = refresh.run(folded, "v2", as_of, upstream=upstream)
-        for publication in done.publications:
-            told = {check.name: check.passed for check in publication.snapshot.verdict.checks}
-            assert publication.snapshot.verdict.accepted and told["agreement"] is True
+        assert_agreed(done)
     # The model's own vectors are not what v2 says.
     first = folded.ledger.snapshots("item_embedding_v2", accepted=True)[0]
     plain = refresh.upstream_at(folded, "v1", first.as_of)
@@ -110,9 +115,7 @@ def test_outcomes_are_folded_in_and_pass_the_gate(outcomes: Workspace) -> None:
     upstream = refresh.upstream_at(outcomes, "v3", CUT)
     for back in (14, 0):
         done = refresh.run(outcomes, "v3", CUT - timedelta(days=back), upstream=upstream)
-        for publication in done.publications:
-            told = {check.name: check.passed for check in publication.snapshot.verdict.checks}
-            assert publication.snapshot.verdict.accepted and told["agreement"] is True
+        assert_agreed(done)
     plain = refresh.upstream_at(outcomes, "v1", CUT)
     for entity in ENTITIES:
         ids, vectors, norms = upstream.infer(entity, CUT)
@@ -161,9 +164,7 @@ def test_conversions_are_folded_in_and_pass_the_gate(outcomes: Workspace) -> Non
     upstream = refresh.upstream_at(outcomes, "v4", CUT)
     for back in (14, 0):
         done = refresh.run(outcomes, "v4", CUT - timedelta(days=back), upstream=upstream)
-        for publication in done.publications:
-            told = {check.name: check.passed for check in publication.snapshot.verdict.checks}
-            assert publication.snapshot.verdict.accepted and told["agreement"] is True
+        assert_agreed(done)
     of_clicks = refresh.upstream_at(outcomes, "v3", CUT)
     for entity in ENTITIES:
         ids, vectors, _ = upstream.infer(entity, CUT)
@@ -183,6 +184,14 @@ def test_outcomes_need_impressions(outcomes: Workspace, monkeypatch: pytest.Monk
     own = {name: value for name, value in space.config.items() if name != folding.OUTCOMES_KEY}
     of_clicks = {**own, **folding.setting(20.0, None, "conversions")}
     assert folding.of_space(of_clicks, outcomes.log, lambda: pytest.fail("not asked for"), timedelta(days=90))
+
+
+def test_conversions_need_an_event_that_is_one(outcomes: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {kind: count for kind, count in outcomes.log.record.counts.items() if kind != "conversion"}
+    monkeypatch.setattr(outcomes.log, "record", replace(outcomes.log.record, counts=counts))
+    settings = Upstream(version="v9", fold_in=20.0, fold_in_of="conversions")
+    with pytest.raises(ConfigError, match="followed by conversion, and this log has none"):
+        train_upstream.train(outcomes, settings)
 
 
 def test_how_choices_fade_is_a_setting_of_what_folds_in() -> None:

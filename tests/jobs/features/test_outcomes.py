@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,11 +21,22 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 USERS, ITEMS, SHOWN = 30, 20, 3000
 
 
+def ingested(rows: list[tuple[Any, ...]], folder: Path) -> EventLog:
+    """Return the log of events: time, user, item, type, impression and surface."""
+    names = ["event_timestamp", "user_id", "item_id", "event_type", "impression_id", "surface"]
+    pl.DataFrame(rows, schema=names, orient="row").sort("event_timestamp").write_parquet(folder / "events.parquet")
+    config = ingest.IngestConfig(
+        home=folder / "home", name="log", events=(str(folder / "events.parquet"),), now=START + timedelta(days=20)
+    )
+    ingest.run(config)
+    return EventLog(Home(Path(config.home)))
+
+
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> EventLog:
     """Ten days of impressions on two surfaces, one click in ten or two in ten an hour later, and a view each."""
     draw = np.random.default_rng(0)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for number in range(SHOWN):
         moment = START + timedelta(seconds=int(10 * 86400 * number / SHOWN))
         user, item, feed = int(draw.integers(USERS)), int(draw.integers(ITEMS)), bool(draw.integers(2))
@@ -33,14 +45,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> EventLog:
         if draw.random() < (0.1 if feed else 0.2):
             rows.append((moment + timedelta(hours=1), user, item, "click", number, surface))
         rows.append((moment, user, int(draw.integers(5)) if moment.day % 2 else 19, "view", None, None))
-    names = ["event_timestamp", "user_id", "item_id", "event_type", "impression_id", "surface"]
-    folder = tmp_path_factory.mktemp("log")
-    pl.DataFrame(rows, schema=names, orient="row").sort("event_timestamp").write_parquet(folder / "events.parquet")
-    config = ingest.IngestConfig(
-        home=folder / "home", name="shown", events=(str(folder / "events.parquet"),), now=START + timedelta(days=20)
-    )
-    ingest.run(config)
-    return EventLog(Home(Path(config.home)))
+    return ingested(rows, tmp_path_factory.mktemp("shown"))
 
 
 def read(log: EventLog, as_of: datetime, *, days: int = 30, half_life: float = 1e6, items: int = ITEMS) -> OutcomeRows:
@@ -137,7 +142,7 @@ CLICKS, BUYERS = 2000, 7
 def bought(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EventLog:
     """Ten days of clicks, on impressions or alone: carts of some users within minutes, purchases two days later."""
     draw = np.random.default_rng(3)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for number in range(CLICKS):
         moment = START + timedelta(seconds=int(10 * 86400 * number / CLICKS))
         user, item = int(draw.integers(USERS)), int(draw.integers(ITEMS))
@@ -149,14 +154,7 @@ def bought(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             rows.append((moment + timedelta(minutes=5), user, item, "cart", None, None))
         if draw.random() < 0.05:
             rows.append((moment + timedelta(days=2), user, item, "conversion", number, None))
-    names = ["event_timestamp", "user_id", "item_id", "event_type", "impression_id", "surface"]
-    folder = tmp_path_factory.mktemp("bought")
-    pl.DataFrame(rows, schema=names, orient="row").sort("event_timestamp").write_parquet(folder / "events.parquet")
-    config = ingest.IngestConfig(
-        home=folder / "home", name="bought", events=(str(folder / "events.parquet"),), now=START + timedelta(days=20)
-    )
-    ingest.run(config)
-    return EventLog(Home(Path(config.home)))
+    return ingested(rows, tmp_path_factory.mktemp("bought"))
 
 
 def after_clicks(log: EventLog, as_of: datetime, days: float = 30) -> Read:
