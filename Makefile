@@ -111,7 +111,7 @@ bench-staleness: $(READY)  ## lift against days since refresh, on the demo's hom
 bench-sanity: $(READY)  ## shuffled labels, shuffled ids, a deliberate leak, on the demo's home folder (minutes)
 	@$(BIN)/python -m benchmarks.quality_sanity
 
-bench-ablations: $(READY)  ## one choice of the upstream changed at a time, on a simulated world (half an hour, resumable)
+bench-ablations: $(READY)  ## one choice of the upstream changed at a time, on a simulated world (a quarter of an hour, resumable)
 	@$(BIN)/python -m benchmarks.quality_ablations
 
 bench-capacity: $(READY)  ## unit costs behind headwater plan, and docs/scale.md (minutes, 2 GB of disk, needs redis-server)

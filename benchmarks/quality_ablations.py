@@ -2,10 +2,10 @@
 
 On a simulated world of 600,000 impressions (1,500 users, 600 items, 90 days), whose truth is known. For each setting
 the upstream is trained anew, vectors are refreshed through gate and ledger for every week from its cut-off on, joined
-point in time, and CTR rankers are trained with user and item vectors, two seeds. Every one is held against the ranker
+point in time, and CTR rankers are trained with user and item vectors, four seeds. Every one is held against the ranker
 without vectors, and against the default setting on the same resamples.
 
-    make bench-ablations                                             # some three minutes of one core per setting
+    make bench-ablations                                             # one to three minutes of one core per setting
     python -m benchmarks.quality_ablations --work DIR --only "contrastive loss off"
 
 Killed, the same command goes on; records go into quality.json as each setting is done.
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".ablations"), help="world, homes and scores, kept")
     parser.add_argument("--only", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--impressions", type=int, default=WORLD["impressions"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
