@@ -97,7 +97,8 @@ def _helped_not(records: Sequence[dict[str, Any]]) -> str:
         lift, ends = row["relative_auc_lift"], row["ci95"]
         who = f"{row['task']}: {row['model']}" + (f" ({row['embeddings']})" if row["embeddings"] != "none" else "")
         if lift is not None and ends is not None and ends[0] <= 0:
-            said.append(f"- {who}: no lift that the interval can tell, {_lift(lift, ends)}.")
+            word = "worse than without embeddings" if ends[1] < 0 else "no lift that the interval can tell"
+            said.append(f"- {who}: {word}, {_lift(lift, ends)}.")
         change, ends = row.get("against_default"), row.get("against_default_ci95")
         if change is not None and ends is not None and ends[1] >= 0:
             word = "better than the default" if ends[0] > 0 else "not worse than the default that the interval can tell"

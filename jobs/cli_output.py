@@ -84,6 +84,8 @@ def print_table(rows: list[dict[str, str]], title: str = "") -> None:
 
 def print_lift(summary: dict[str, Any]) -> None:
     """Print the lift table and the retrieval table of a summary."""
+    from jobs.evaluate_paper import too_few
+
     oracle = {row["task"]: row for row in summary.get("oracle", [])}
     rows = []
     for row, following in zip(summary["lift"], [*summary["lift"][1:], None], strict=True):
@@ -109,6 +111,8 @@ def print_lift(summary: dict[str, Any]) -> None:
             ],
             "\nLift of ranking, test period",
         )
+        for sentence in too_few(rows):
+            print(sentence)
     together = summary.get("together", [])
     if len(together) > len({row["task"] for row in together}):  # of one other row the table above has said enough
         _print_together(together)

@@ -178,9 +178,10 @@ class _Scored:
 
 
 def _lift(ws: Workspace, scored: _Scored, task: str) -> list[dict[str, Any]]:
+    from jobs.evaluate_groups import too_few
     from models.bootstrap import bootstrap_lift
 
-    label = scored.facts[0]
+    label, _, user = scored.facts
     table = bootstrap_lift(
         *scored.facts,
         scored.baseline,
@@ -213,6 +214,7 @@ def _lift(ws: Workspace, scored: _Scored, task: str) -> list[dict[str, Any]]:
                 "seeds": 1 if key == "oracle" else len(scored.baseline),
                 "rows": len(label),
                 "positives": int(label.sum()),
+                "too_few": too_few(label, user),
             }
         )
     return rows

@@ -105,8 +105,8 @@ def lift_by_group(
         label, weight, user = (values[group.rows] for values in facts)
         sizes = {"rows": len(label), "users": len(np.unique(user)), "positives": int(label.sum())}
         told = {"kind": group.kind, "group": group.name, **sizes}
-        if min(len(np.unique(user[label > 0.5])), len(np.unique(user[label < 0.5]))) < LEAST_USERS:
-            table.append({**told, "embeddings": None, "why": f"fewer than {LEAST_USERS} users with either outcome"})
+        if why := too_few(label, user):
+            table.append({**told, "embeddings": None, "why": why})
             continue
         lifts = bootstrap_lift(
             label,
@@ -132,6 +132,12 @@ def lift_by_group(
                 }
             )
     return table
+
+
+def too_few(label: np.ndarray, user: np.ndarray) -> str | None:
+    """Return why an interval over the users of some rows would say nothing; None where it says something."""
+    least = min(len(np.unique(user[label > 0.5])), len(np.unique(user[label < 0.5])))
+    return f"fewer than {LEAST_USERS} users with either outcome" if least < LEAST_USERS else None
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -30,13 +30,14 @@ def adjust(rows: Sequence[dict[str, Any]]) -> None:
     """Add to the rows of a lift table what their number does to them, in place.
 
     One family is the whole table, all tasks: whoever reads it may quote any row. Rows get ``comparisons``, ``p_value``,
-    ``adjusted_p_value`` (Holm) and ``adjusted_ci95`` (Bonferroni); rows without embeddings get null.
+    ``adjusted_p_value`` (Holm) and ``adjusted_ci95`` (Bonferroni); rows without embeddings get null, and so do those of
+    a task with too few outcomes to tell.
     """
     compared = [row for row in rows if row["embeddings"] != "none"]
     for row in rows:
         row |= {"comparisons": len(compared), "p_value": None, "adjusted_p_value": None, "adjusted_ci95": None}
     lifts = [Interval(row["relative_auc_lift"], tuple(row["ci95"]), row["lift_error"]) for row in compared]
-    plain = [p_value(lift) for lift in lifts]
+    plain = [None if row.get("too_few") else p_value(lift) for row, lift in zip(compared, lifts, strict=True)]
     for row, lift, value, adjusted in zip(compared, lifts, plain, holm(plain), strict=True):
         known = value is not None
         row["p_value"], row["adjusted_p_value"] = value, adjusted
@@ -78,8 +79,20 @@ def notes(summary: dict[str, Any]) -> list[str]:
         f"'all {compared} at 95%' holds for all of them together (Bonferroni), p is adjusted by Holm's method.",
         f"Intervals: {summary.get('bootstrap', 200)} resamples of users, each used for every row and seed; means "
         f"over {' or '.join(map(str, seeds))} seeds. They cover who was in the test period, not which seeds.",
+        *too_few(rows),
         "The paper's lifts are over another ranker and another log (arXiv 2509.04337): they say what is usual.",
     ]
+
+
+def too_few(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a sentence per task whose test period has too few outcomes to tell anything."""
+    found = {
+        row["task"]: f"{row['task']}: {row['positives']:,} of {row['rows']:,} test rows are positive, "
+        f"{row['too_few']}: too few to tell."
+        for row in rows
+        if row.get("too_few")
+    }
+    return list(found.values())
 
 
 def _bounds(ends: Sequence[float] | None) -> str:

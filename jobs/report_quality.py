@@ -42,6 +42,9 @@ def _sentence(task: str, rows: Sequence[Part]) -> str:
     if row is None or change is None:
         return f"No {name} ranker with embeddings was compared with the one without"
     ci, reading, by = interval(row, "ci95"), reading_of(row), percent(change, signed=True)
+    if reading == "few":
+        counts = f"{number(row.get('positives'))} of {number(row.get('rows'))} test rows are positive"
+        return f"Nothing can be told about {name}: {counts}, {row['too_few']}"
     if ci is None:
         return f"{name} ROC-AUC changes by {by} with embeddings; without an interval that is no lift"
     if reading == "none":
@@ -59,7 +62,10 @@ def facts(summary: Part) -> list[Part]:
         if (row := main_row(rows)) is not None:
             ci, reading = interval(row, "ci95"), reading_of(row)
             note = f"{bounds_text(ci)}, {READINGS[reading]}" if ci else READINGS[reading]
-            facts.append((f"{task_name(task)} lift", percent(row.get("relative_auc_lift"), signed=True), note, reading))
+            value = percent(row.get("relative_auc_lift"), signed=True)
+            if reading == "few":
+                value, note = "unknown", f"{number(row.get('positives'))} positive test rows, {READINGS[reading]}"
+            facts.append((f"{task_name(task)} lift", value, note, reading))
     if found := retrieval(rows_of(summary, "retrieval")):
         best = max(found["rows"], key=lambda row: row["top"])
         ratio = f", {number(best['ratio'], 1)} {TIMES} popularity" if best["ratio"] and best["ratio"] != 1 else ""

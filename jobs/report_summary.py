@@ -13,6 +13,7 @@ READINGS = {
     "none": "includes zero",
     "loss": "below zero",
     "unsure": "no interval",
+    "few": "too few to tell",
     "base": "the baseline",
 }
 
@@ -61,6 +62,8 @@ def is_user_item(row: Part) -> bool:
 
 
 def reading_of(row: Part) -> str:
+    if row.get("too_few"):
+        return "few"
     ci = interval(row, "ci95")
     if ci is None:
         return "unsure"

@@ -32,7 +32,7 @@ def summary() -> dict[str, Any]:
     retrieval = {"model": "DERM v1", "recall_at_100": 0.25, "ci95_at_100": [0.24, 0.26]}
     return {
         "dataset": {"name": "world"},
-        "lift": [_row("none", 0.0), _row("user", 0.0005), _row("user+item", 0.02)],
+        "lift": [_row("none", 0.0), _row("shuffled", -0.02), _row("user", 0.0005), _row("user+item", 0.02)],
         "oracle": [_row("oracle", 0.1)],
         "retrieval": [retrieval, retrieval | {"model": "popularity", "recall_at_100": 0.1}],
         "retrieval_setup": {"users": 77},
@@ -53,6 +53,7 @@ def test_a_summary_becomes_records_and_those_the_page(summary: dict[str, Any], t
     assert "| ranker | user+item | 0.5000 | +2.00% (+1.90% to +2.10%) | 0.5000 | 20.0% | 1.50 | 3 |" in written
     assert "Made by `make this`" in written
     assert "- ctr: ranker (user): no lift that the interval can tell, +0.05% (-0.05% to +0.15%)." in written
+    assert "- ctr: ranker (shuffled): worse than without embeddings, -2.00% (-2.10% to -1.90%)." in written
     assert filled(written, tmp_path) == written
     assert "| DERM v1 | 0.2500 | 0.2400 to 0.2600 |" in table("retrieval world", tmp_path)
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jobs.evaluate_groups import groups_of, lift_by_group
+from jobs.evaluate_groups import groups_of, lift_by_group, too_few
 from jobs.evaluate_groups import table as groups_table
 from jobs.evaluate_paper import adjust, notes, published, table
 from jobs.train_downstream import variants_of
@@ -50,6 +50,20 @@ def test_every_row_knows_the_whole_familys_size() -> None:
     assert lucky["ci95"][0] > 0 > lucky["adjusted_ci95"][0]
     assert lucky["p_value"] < 0.05 < lucky["adjusted_p_value"] == pytest.approx(3 * lucky["p_value"])
     assert clear["adjusted_ci95"][0] > 0 and clear["adjusted_p_value"] < 1e-6
+
+
+def test_a_task_with_a_handful_of_outcomes_gets_a_sentence_and_no_p_value() -> None:
+    rows = [row | {"rows": 457, "positives": 12} for row in _table()]
+    user = np.arange(457) // 4
+    few = too_few((np.arange(457) < 12).astype(float), user)
+    for row in rows:
+        row["too_few"] = few if row["task"] == "cvr" else too_few((np.arange(457) < 100).astype(float), user)
+    adjust(rows)
+    assert [row["p_value"] is not None for row in rows] == [False, True, True, False, False, False]
+    assert rows[-1]["adjusted_ci95"] is None
+    said = notes({"lift": rows, "bootstrap": 200})
+    assert "cvr: 12 of 457 test rows are positive, fewer than 20 users with either outcome: too few to tell." in said
+    assert not any(sentence.startswith("ctr") for sentence in said)
 
 
 def test_the_papers_lifts_stand_beside_the_rows_that_it_has() -> None:

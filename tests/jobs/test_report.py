@@ -17,7 +17,7 @@ import pytest
 from feature_repo.contracts.errors import LakeError, NotReadyError
 from jobs import report, report_charts
 from jobs.report import render, run
-from jobs.report_quality import headline, retrieval
+from jobs.report_quality import facts, headline, retrieval
 
 _VOID = {"meta", "link", "br", "hr", "img", "input"}
 _LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "formaction", "xlink:href"}
@@ -191,6 +191,16 @@ def test_headline_claims_only_what_the_interval_allows(change: float, ci: list[f
     summary = _lift(change, ci)
     assert headline(summary) == expected
     assert expected in Page(render(summary)).text("h1")
+
+
+def test_nothing_is_claimed_of_a_handful_of_outcomes() -> None:
+    summary = _lift(-0.31, [-0.41, -0.21])
+    why = "fewer than 20 users with either outcome"
+    summary["lift"][1] |= {"rows": 457, "positives": 12, "too_few": why}
+    assert headline(summary) == f"Nothing can be told about CTR: 12 of 457 test rows are positive, {why}"
+    card = facts(summary)[0]
+    assert (card["value"], card["note"]) == ("unknown", "12 positive test rows, too few to tell")
+    assert "below zero" not in Page(render(summary)).text()
 
 
 def test_headline_takes_the_row_named_beforehand_not_the_luckiest(sample: dict[str, Any]) -> None:
