@@ -62,6 +62,7 @@ def judge(ws: Workspace, upstream: Upstream, version: str, entity: Entity, path:
         known_ids=_arrow(known),
         active_ids=_arrow(upstream.ids(entity, as_of)),
         smoothing=ws.ledger.version(version).smoothing,
+        of_attributes=entity == "item" and upstream.space.config.get("kind") == "content",
     )
     with TemporaryDirectory() as scratch:
         return default_gate().check(

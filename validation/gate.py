@@ -20,7 +20,7 @@ from validation.event_sets import event_rules, event_statistics
 from validation.evidence import Evidence, evidence_rules, evidence_statistics
 from validation.features import feature_rules, feature_schema, feature_statistics
 from validation.files import check_file, check_row_groups, snapshot_schema
-from validation.rules import Rule, Table, snapshot_rules
+from validation.rules import OF_WHAT_IS_LEARNED, Rule, Table, snapshot_rules
 from validation.specs import Bounds, EventsSpec, FeatureSpec, SnapshotSpec, TrainingSetSpec
 from validation.statistics import Scan, scan_here, snapshot_statistics
 from validation.suites import SuiteRunner
@@ -76,6 +76,8 @@ class Gate:
             found = snapshot_statistics(path, spec, workdir=workdir, previous=previous, anchor=anchor, scan=scan)
             rules = snapshot_rules(spec, self.bounds, int(found.summary["rows"]))
             rules += drift_rules(self.bounds, found.summary, history)
+            if spec.of_attributes:
+                rules = [rule for rule in rules if rule.name not in OF_WHAT_IS_LEARNED]
             rules += anchor_rules(self.bounds, found.summary)
             return {"rows": found.rows_path, "summary": found.summary_path}, [*rules, *self.extra]
 

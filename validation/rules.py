@@ -80,6 +80,10 @@ class Rule:
         return " and ".join(parts)
 
 
+# They say nothing of vectors that attributes alone make.
+OF_WHAT_IS_LEARNED = ("duplicate_vectors", "unchanged_usual")
+
+
 def snapshot_rules(spec: SnapshotSpec, bounds: Bounds, rows: int) -> list[Rule]:
     """Return every rule for an embedding snapshot by itself.
 

@@ -41,6 +41,9 @@ class SnapshotSpec:
     smoothing
         Share of the previous vector that was mixed in before normalizing again; None where nothing was.
         Above one half the gate takes the smoothing off before it compares, since it hides bad vectors.
+    of_attributes
+        Made of attributes alone, as a content embedding of items is: that rows stay as they are and that equal entities
+        share a vector is no news.
     """
 
     snapshot_id: str
@@ -55,6 +58,7 @@ class SnapshotSpec:
     known_ids: pa.Array | None = None
     active_ids: pa.Array | None = None
     smoothing: float | None = None
+    of_attributes: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigError where the claim itself makes no sense."""

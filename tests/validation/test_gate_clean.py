@@ -116,6 +116,18 @@ def test_an_unchanged_snapshot_only_warns(kit: Any, gate: Any) -> None:
     assert names(verdict, "warning") == {"unchanged_usual"}
 
 
+def test_vectors_of_attributes_alone_may_stay_and_be_equal(kit: Any, gate: Any) -> None:
+    vectors = kit.vectors()
+    vectors[: kit.rows // 3] = vectors[0]
+    before = kit.write(kit.table(vectors, at=kit.as_of - kit.week), "before")
+    spec = replace(kit.spec(), of_attributes=True)
+
+    verdict = gate.check(kit.write(kit.table(vectors), "same"), spec, workdir=kit.folder, previous=before)
+
+    assert verdict.accepted is True, verdict.failures()
+    assert names(verdict, "warning") == set()
+
+
 def rewritten(table: pa.Table, vectors: np.ndarray) -> pa.Table:
     offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
     lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.astype(np.float32).ravel()))
