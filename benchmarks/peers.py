@@ -141,7 +141,7 @@ class Contest:
     def run(self, parts: list[str], known: dict[str, Any] | None = None) -> dict[str, Any]:
         """Train what is missing; return the rows of the table, comparisons and costs.
 
-        Where only costs are asked for, `known` keeps the rest: what a request costs does not depend on lifts.
+        What is not asked for stays as `known` has it, costs and lifts alike: neither depends on the other.
         """
         if known is not None and set(parts) - {"retrieval"} == {"cost"}:
             return known | {"ranking_cost": self._cost()}
@@ -158,7 +158,7 @@ class Contest:
         if "monolith" in parts:
             monolith, facts["monolith"] = self._monolith()
             logits |= monolith
-        cost = self._cost() if "cost" in parts else None
+        cost = self._cost() if "cost" in parts else (known or {}).get("ranking_cost")
         return self._table(logits) | {"settings": facts, "ranking_cost": cost}
 
     @cached_property

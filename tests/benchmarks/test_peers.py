@@ -263,6 +263,14 @@ def test_timing_again_keeps_the_lifts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert contest.run(["retrieval", "cost"], known) == known | {"ranking_cost": {"candidates": 500}}
 
 
+def test_training_again_keeps_the_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = {"none": np.zeros((1, 2)), "v1": np.ones((1, 2)), "all": np.ones((1, 2))}
+    monkeypatch.setattr("benchmarks.peers.our_logits", lambda *given: logits)
+    monkeypatch.setattr(Contest, "_table", lambda self, found: {"lift": [list(name) for name in found]})
+    found = Contest(None, None, lambda *told: None).run([], {"ranking_cost": {"candidates": 500}})  # type: ignore[arg-type]
+    assert found["ranking_cost"] == {"candidates": 500} and len(found["lift"]) == 3
+
+
 def test_own_choices_again_come_before_what_is_popular() -> None:
     pairs = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([3, 3, 1, 2, 2, 2, 0])
     question = Question(np.array([0, 2]), [np.array([1]), np.array([2])], np.zeros((2, 4), int), pairs, np.zeros(7))
