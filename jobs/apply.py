@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,19 +30,15 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
     Raises
     ------
     NotReadyError
-        If nothing was published yet.
+        If nothing was published yet, or a consumer reads a version that is not trained yet.
     ConfigError
-        If a consumer is pinned to a retired version.
+        If a consumer reads a version that is retired or does not exist.
     """
     progress("register consumers", 0, 2)
     published = {snapshot.view for snapshot in ws.ledger.snapshots(accepted=True)}
     if not published:
         raise NotReadyError("Nothing is published yet. Run `headwater backfill` first.")
-    retired = lifecycle.retirements(ws.ledger)
-    for consumer in ws.config.consumers:
-        gone = sorted(retired.keys() & set(consumer.versions))
-        if gone:
-            raise ConfigError(f"{consumer.name} is pinned to {', '.join(gone)}, which is retired. Pin it to another.")
+    check_consumers(ws)
     known = {consumer["name"]: consumer["record"] for consumer in ws.ledger.consumers()}
     for consumer in ws.config.consumers:
         plain = [view(entity) for view in (attributes_view, stats_view) for entity in ENTITIES]
@@ -66,3 +63,41 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
         services=tuple(service.name for service in store.list_feature_services()),
         removed=tuple(found.name for found in stale),
     )
+
+
+def check_consumers(ws: Workspace, *, to_come: Collection[str] = ()) -> None:
+    """Refuse configured consumers of versions that cannot be read; nothing is written.
+
+    Parameters
+    ----------
+    to_come
+        Versions that will be registered before a consumer is.
+
+    Raises
+    ------
+    ConfigError
+        If a version is retired, or neither the ledger nor config.yaml has it.
+    NotReadyError
+        If a version is not trained yet.
+    """
+    retired = lifecycle.retirements(ws.ledger)
+    there = {version.version for version in ws.ledger.versions()} | set(to_come)
+    configured = {upstream.version for upstream in ws.config.upstreams}
+    for consumer in ws.config.consumers:
+        read = dict.fromkeys(consumer.versions)
+        gone = [version for version in read if version in retired]
+        if gone:
+            raise ConfigError(f"{consumer.name} is pinned to {', '.join(gone)}, which is retired. Pin it to another.")
+        unknown = [version for version in read if version not in there | configured]
+        if unknown:
+            known = ", ".join(sorted((there | configured) - retired.keys(), key=lambda name: int(name[1:])))
+            raise ConfigError(
+                f"{consumer.name} reads {', '.join(unknown)}, and there is no such version (there are: "
+                f"{known or 'none'}). Correct its `versions` in config.yaml, or add an upstream of that name."
+            )
+        waiting = [version for version in read if version not in there]
+        if waiting:
+            raise NotReadyError(
+                f"{consumer.name} reads {', '.join(waiting)}, which is not trained yet. Run "
+                f"`headwater train-upstream {' '.join(waiting)}` and `headwater backfill` first."
+            )

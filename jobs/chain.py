@@ -68,9 +68,12 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
 
     Raises
     ------
+    ConfigError
+        As :func:`check`, before the first stage.
     HeadwaterError
         From the stage that failed; the stages before it stay done.
     """
+    check(ws)
     watch = Stopwatch(ws)
     skipped: list[dict[str, str]] = []
     with ws.home.lock("run"):
@@ -97,3 +100,14 @@ def run(ws: Workspace, *, progress: Progress = silent) -> Result:
         watch.time("apply results", lambda: apply.run(ws, progress=progress))
         page = watch.time("report", lambda: report.run(ws.home.root))
     return Result(result.summary, page, skipped)
+
+
+def check(ws: Workspace) -> None:
+    """Refuse settings that only a late stage would refuse, after hours of training.
+
+    Raises
+    ------
+    ConfigError
+        If a consumer reads a version that is retired, or that neither config.yaml nor the ledger has.
+    """
+    apply.check_consumers(ws, to_come=[upstream.version for upstream in ws.config.upstreams])

@@ -39,9 +39,12 @@ def run(
     from feature_repo.lake import Home
     from jobs import chain
     from jobs import config as settings
+    from jobs.workspace import Workspace
 
     if config is not None:
-        settings.save(settings.read(config), Home(home.resolve()))
+        wanted = Workspace(Home(home.resolve()), settings.read(config))
+        chain.check(wanted)
+        settings.save(wanted.config, wanted.home)
     _finish(chain.run(open_home(home), progress=progress_reporter()), home)
 
 

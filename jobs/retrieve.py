@@ -64,8 +64,12 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     ------
     NotReadyError
         If no snapshot was published before the test period, or nobody chose anything in it.
+    NotFoundError
+        If the consumer names a version that is not registered.
     """
     consumer = ws.config.consumer(name)
+    for pinned in consumer.versions:
+        ws.ledger.version(pinned)
     version = consumer.versions[0]
     test = pair_before(ws, version, ws.splits.valid_end)
     if test is None:
