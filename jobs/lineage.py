@@ -224,6 +224,7 @@ def _add_views(found: Graph, ws: Workspace) -> None:
 
 def _add_consumers(found: Graph, ws: Workspace) -> None:
     views = {view.name: view for view in ws.ledger.views()}
+    spaces = {version.version: version.space_id for version in ws.ledger.versions()}
     for manifest in ws.ledger.training_sets():
         wanted = manifest["request"]["views"]
         read = [item for item in ws.ledger.snapshots(accepted=True) if item.view in wanted]
@@ -238,7 +239,7 @@ def _add_consumers(found: Graph, ws: Workspace) -> None:
         if "snapshot" in record:
             moment = record["snapshot"].rsplit("-", 1)[1]
             sources += [f"snapshot/{view}-{moment}" for view in record["views"]]
-        pinned = {version: ws.ledger.version(version).space_id for version in consumer["versions"]}
+        pinned = {version: spaces.get(version, "unknown") for version in consumer["versions"]}
         facts = {"task": consumer["task"], "spaces": pinned}
         facts |= {word: record[key] for word, key in MEASURED.items() if key in record}
         known = [found.nodes[key].at for key in sources if key in found.nodes]

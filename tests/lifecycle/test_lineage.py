@@ -94,3 +94,10 @@ def test_what_is_unknown_is_said(ws: Workspace) -> None:
     with pytest.raises(NotFoundError, match="Nothing is named 'nothing'"):
         lineage.graph(ws).find("nothing")
     assert lineage.graph(ws).find("pri").name == "print"
+
+
+def test_a_consumer_of_a_version_that_does_not_exist_hides_nothing(ws: Workspace) -> None:
+    consumer = ws.ledger.consumers()[0]
+    ws.ledger.put_consumer(consumer["name"], consumer["task"], ["v1", "v9"], consumer["record"])
+    found = lineage.graph(ws).find("ctr_ranker")
+    assert found.facts["spaces"] == {"v1": SPACES["v1"], "v9": "unknown"}
