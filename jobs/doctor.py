@@ -73,6 +73,7 @@ def run(ws: Workspace, *, dry_run: bool = False, progress: Progress = silent) ->
         _unrecorded,
         _orphan_twins,
         _artifacts,
+        _consumers,
         _training_sets,
         _registry,
     )
@@ -267,6 +268,18 @@ def _artifacts(ws: Workspace, _: bool) -> Iterator[Finding]:
             if changed:
                 remedy = f"restore it, or drop {release.name} and create another release"
                 yield Finding(f"{part['artifact']} of release {release.name} is gone or changed", remedy, mended=False)
+
+
+def _consumers(ws: Workspace, _: bool) -> Iterator[Finding]:
+    """Consumers that are recorded with versions that are not."""
+    known = [version.version for version in ws.ledger.versions()]
+    for consumer in ws.ledger.consumers():
+        unknown = [version for version in consumer["versions"] if version not in known]
+        if unknown:
+            there = f"there are: {', '.join(known)}" if known else "there is none"
+            remedy = f"give it other `versions` in config.yaml ({there}) and run `headwater apply`"
+            what = f"The consumer {consumer['name']} reads {', '.join(unknown)}, and there is no such version"
+            yield Finding(what, remedy, mended=False)
 
 
 def _training_sets(ws: Workspace, _: bool) -> Iterator[Finding]:

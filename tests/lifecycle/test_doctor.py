@@ -168,6 +168,14 @@ def test_deleted_training_sets_and_registries_are_named(whole: Workspace) -> Non
     ]
 
 
+def test_a_consumer_of_a_version_that_does_not_exist_is_named(whole: Workspace) -> None:
+    known = whole.ledger.consumers()[0]
+    whole.ledger.put_consumer(known["name"], known["task"], ["v1", "v9"], known["record"])
+    (finding,) = doctor.run(whole).findings
+    assert "ctr_ranker reads v9" in finding.what and not finding.mended
+    assert "there are: v1, v2" in finding.remedy and "`headwater apply`" in finding.remedy
+
+
 def test_a_damaged_log_is_named_and_a_forgotten_one_entered(learned: Workspace) -> None:
     with learned.ledger.transaction("datasets") as connection:
         connection.execute(sa.delete(tables.datasets))
