@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from feature_repo.lake import Home
     from jobs.workspace import Progress, Workspace
 
 HomeOption = Annotated[Path, typer.Option("--home", envvar="HEADWATER_HOME", help="Folder that holds everything.")]
@@ -39,11 +40,33 @@ def progress_reporter() -> Progress:
 
 
 def open_home(home: Path) -> Workspace:
-    """Open a home folder for one command."""
+    """Open a home folder for one command; ConfigError if there is none."""
     from jobs.workspace import Workspace
 
     quiet()
-    return Workspace.open(home)
+    return Workspace.open(begun(home).root)
+
+
+def begun(home: Path) -> Home:
+    """Return a home folder in which something was begun; nothing is made where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such folder, or it holds neither a ledger nor a lake.
+    """
+    from feature_repo.contracts.errors import ConfigError
+    from feature_repo.lake import Home
+
+    found = Home(home.resolve())
+    if found.lake.is_dir() or found.ledger_file.exists():
+        return found
+    empty = found.root.is_dir()
+    why = "holds neither a ledger nor a lake, so it is no home folder" if empty else "does not exist"
+    raise ConfigError(
+        f"{found.root} {why}. Name another with --home or $HEADWATER_HOME, or begin one there with `headwater demo` or "
+        "`headwater ingest parquet --events LOG`."
+    )
 
 
 def quiet() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.cli_output import HOME, HomeOption, print_table
+from jobs.cli_output import HOME, HomeOption, begun, print_table
 
 app = typer.Typer()
 schedule_app = typer.Typer(help="The refresh cycle for the scheduler that you have.", no_args_is_help=True)
@@ -117,7 +117,7 @@ def export(
     from jobs import schedule as job
 
     chosen = job.Schedule(
-        home=home.resolve(),
+        home=begun(home).root,
         at=job.read_time(at),
         name=name,
         before=before,

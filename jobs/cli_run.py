@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli_output import HOME, HomeOption, open_home, print_lift, progress_reporter, quiet
+from jobs.cli_output import HOME, HomeOption, begun, open_home, print_lift, progress_reporter, quiet
 
 app = typer.Typer()
 
@@ -36,13 +36,12 @@ def run(
 
     Example: `headwater run --home mine --config mine.yaml`
     """
-    from feature_repo.lake import Home
     from jobs import chain
     from jobs import config as settings
     from jobs.workspace import Workspace
 
     if config is not None:
-        wanted = Workspace(Home(home.resolve()), settings.read(config))
+        wanted = Workspace(begun(home), settings.read(config))
         chain.check(wanted)
         settings.save(wanted.config, wanted.home)
     _finish(chain.run(open_home(home), progress=progress_reporter()), home)

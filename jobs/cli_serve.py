@@ -37,6 +37,7 @@ def serve(
     from jobs import serve as job
     from jobs.serving.settings import TOKEN_VARIABLE, ServeSettings
 
+    ws = open_home(home)
     try:
         settings = ServeSettings.model_validate(
             {
@@ -56,7 +57,7 @@ def serve(
     except ValidationError as error:
         reasons = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
         raise ConfigError(f"Options that do not fit: {reasons}.") from None
-    job.run(open_home(home), settings)
+    job.run(ws, settings)
 
 
 @audit_app.command()

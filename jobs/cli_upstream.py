@@ -27,11 +27,12 @@ def train_upstream(
     from jobs import train_upstream as job
     from models import ranks as ranks_of_torchrun
 
+    ws = open_home(home)
     if ranks is not None:
         train_ranks.launch(ranks, ["train-upstream", *versions, "--home", str(home)])
     # A rank but the first has nothing to report: run_all returns None there.
     run_all = train_ranks.run_all if ranks_of_torchrun.launched() else job.run_all
-    results = run_all(open_home(home), versions, progress=progress_reporter())
+    results = run_all(ws, versions, progress=progress_reporter())
     for result in results.trained if results else ():
         new = f"with the weights of {result.weights_of}" if result.weights_of else f"trained on {result.rows:,} rows"
         state = "was trained already" if result.reused else new

@@ -97,6 +97,7 @@ def test_with_impressions_and_string_ids_all_tasks_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_stage_before_its_time_says_what_to_run(tmp_path: Path, command: list[str], says: str) -> None:
+    (tmp_path / "home" / "lake").mkdir(parents=True)
     result = CliRunner().invoke(app, [*command, "--home", str(tmp_path / "home")])
     assert result.exit_code != 0
     assert says in str(result.exception)
