@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feature_repo import lifecycle, releases
 from feature_repo.contracts.errors import ConfigError, LakeError
@@ -16,6 +16,9 @@ from feature_repo.lifecycle import Retirement
 from jobs import config as settings
 from jobs import train_upstream
 from jobs.workspace import Progress, Workspace, silent
+
+if TYPE_CHECKING:
+    from jobs.config import Upstream
 
 LOCK = "release"  # whoever moves what is in use holds it, so that nothing is retired while it is promoted
 
@@ -90,7 +93,7 @@ def retrain(
     Raises
     ------
     ConfigError
-        If there is no upstream `like`, or `name` is taken.
+        If there is no upstream `like`, `name` is taken, or as :func:`check_train_end`.
     """
     base = ws.config.upstream(like)
     changes = {"train_end": train_end, "version": "", "description": ""}
@@ -99,6 +102,7 @@ def retrain(
         same = upstream.model_dump() | {"version": "", "description": ""} == wanted
         if same and name in (None, upstream.version):
             return train_upstream.run(ws, upstream.version, progress=progress)
+    check_train_end(ws, base, train_end)
     chosen = check_version(name or next_version(ws))
     if any(upstream.version == chosen for upstream in ws.config.upstreams):
         raise ConfigError(f"config.yaml has another upstream {chosen}: leave the name out for {next_version(ws)}.")
@@ -106,6 +110,30 @@ def retrain(
     added = base.model_copy(update={"version": chosen, "train_end": train_end, "description": text})
     settings.save(ws.config.model_copy(update={"upstreams": (*ws.config.upstreams, added)}), ws.home)
     return train_upstream.run(Workspace.open(ws.home.root), chosen, progress=progress)
+
+
+def check_train_end(ws: Workspace, upstream: Upstream, train_end: datetime) -> None:
+    """Refuse a cut-off before which there is nothing to learn from, or after which the log has no moment.
+
+    Raises
+    ------
+    ConfigError
+        If it lies within the log's first weeks, from which a DERM takes no rows, or after the log's last day.
+    """
+    from jobs.prepare_upstream import WARM_UP
+
+    first = ws.log.start + (WARM_UP if upstream.kind == "derm" else timedelta(0))
+    last = ws.log.end.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    if train_end > last:
+        raise ConfigError(
+            f"The log ends at {ws.log.end:%Y-%m-%d %H:%M}: a model trained up to {train_end:%Y-%m-%d} could not be "
+            f"refreshed at any moment of it. Choose a --train-end up to {last:%Y-%m-%d}, or ingest a longer log first."
+        )
+    if train_end <= first:
+        raise ConfigError(
+            f"The log begins at {ws.log.start:%Y-%m-%d %H:%M}, and {upstream.version} learns from what comes after "
+            f"{first:%Y-%m-%d %H:%M}: choose a --train-end later than that, not {train_end:%Y-%m-%d}."
+        )
 
 
 def next_version(ws: Workspace) -> str:

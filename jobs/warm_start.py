@@ -78,7 +78,8 @@ def run(
     Raises
     ------
     ConfigError
-        If there is no upstream `like`, `train_end` is not after the latest model's, or `name` is taken.
+        If there is no upstream `like`, `train_end` is not after the latest model's or not in the log, or `name` is
+        taken.
     NotReadyError
         If no labelled row lies in between, or the version has no snapshot before `train_end`.
     """
@@ -90,6 +91,8 @@ def run(
         raise ConfigError(
             f"{like} was trained on events up to {start.train_end:%Y-%m-%d} already: choose a later --train-end."
         )
+    if done is None:
+        versions.check_train_end(ws, base, train_end)
     for view in [embedding_view(entity, like) for entity in ENTITIES]:
         if not lifecycle.earlier_days(ws.ledger, view, train_end):
             raise NotReadyError(

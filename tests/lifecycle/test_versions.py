@@ -11,9 +11,11 @@ from feature_repo import lifecycle
 from feature_repo.contracts.errors import BusyError, ConfigError, NotFoundError, NotReadyError, SpaceMismatchError
 from feature_repo.stores.twin import current, twin_path
 from jobs import refresh as real_refresh
-from jobs import release, versions
+from jobs import release, versions, warm_start
 from jobs.config import Upstream, save
+from jobs.prepare_upstream import WARM_UP
 from jobs.workspace import Workspace
+from tests.lifecycle.conftest import CUT
 
 
 def test_a_space_becomes_the_next_version_once(ws: Workspace) -> None:
@@ -123,3 +125,17 @@ def test_the_rows_for_a_person(ws: Workspace) -> None:
     assert second["state"] == "retired" and second["used by"] == "nobody"
     facts = versions.details(ws, "v2")
     assert facts["retired"].endswith("by me: old") and facts["snapshots accepted"] == 8
+
+
+def test_a_cut_off_that_the_log_does_not_reach_is_refused_before_anything_is_written(learned: Workspace) -> None:
+    before, log = (learned.home.root / "config.yaml").read_bytes(), learned.log
+    for retrain in (versions.retrain, warm_start.run):
+        with pytest.raises(ConfigError, match=f"The log ends at {log.end:%Y-%m-%d}.*up to 2027-10-08"):
+            retrain(learned, "v1", CUT.replace(year=2027))
+    with pytest.raises(ConfigError, match=f"The log begins at {log.start:%Y-%m-%d}"):
+        versions.retrain(learned, "v1", log.start + WARM_UP)
+    assert (learned.home.root / "config.yaml").read_bytes() == before
+    # The midnight that ends the log's last day is how people write its end; attributes need no weeks of events.
+    v1, content = learned.config.upstream("v1"), Upstream(version="v2", kind="content")
+    versions.check_train_end(learned, v1, log.end.replace(hour=0, minute=0, second=0) + timedelta(days=1))
+    versions.check_train_end(learned, content, log.start + timedelta(days=1))
