@@ -67,7 +67,10 @@ def backfill(
     from jobs import backfill as job
 
     moments = [None if text is None else read_moment(text) for text in (start, end)]
-    _published(job.run(open_home(home), moments[0], moments[1], progress=progress_reporter()).publications)
+    result = job.run(open_home(home), moments[0], moments[1], progress=progress_reporter())
+    _published(result.publications)
+    for version, reason in result.idle.items():
+        typer.echo(f"{version}: no moment was due. {reason}")
 
 
 def _published(publications: Any) -> None:
