@@ -23,6 +23,7 @@ from jobs import (
     train_upstream,
     training_set,
 )
+from jobs.truth import truth_files
 from jobs.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
@@ -108,6 +109,9 @@ def check(ws: Workspace) -> None:
     Raises
     ------
     ConfigError
-        If a consumer reads a version that is retired, or that neither config.yaml nor the ledger has.
+        If a consumer reads a version that is retired, or that neither config.yaml nor the ledger has; if the folder
+        of the truth holds no Parquet files.
     """
     apply.check_consumers(ws, to_come=[upstream.version for upstream in ws.config.upstreams])
+    if ws.config.truth is not None:
+        truth_files(ws.config.truth)

@@ -35,9 +35,7 @@ def oracle_logits(truth: Path, task: str, impression_ids: pl.Series) -> np.ndarr
     ConfigError
         If the folder holds no such files, or not every impression.
     """
-    files, column = sorted(truth.glob("*.parquet")), COLUMNS[task]
-    if not files:
-        raise ConfigError(f"{truth} holds no Parquet files. Give the folder `truth` that `headwater simulate` wrote.")
+    files, column = truth_files(truth), COLUMNS[task]
     wanted = impression_ids.alias("impression_id").to_frame()
     try:
         found = (
@@ -57,3 +55,14 @@ def oracle_logits(truth: Path, task: str, impression_ids: pl.Series) -> np.ndarr
         )
     probability = rows["p"].clip(1e-9, 1 - 1e-9).to_numpy()
     return np.asarray(np.log(probability) - np.log1p(-probability))
+
+
+def truth_files(truth: Path) -> list[Path]:
+    """Return the Parquet files of a folder of true probabilities; ConfigError if it has none."""
+    files = sorted(truth.glob("*.parquet"))
+    if not files:
+        raise ConfigError(
+            f"{truth} holds no Parquet files. Set `truth` in config.yaml, or give --truth: the folder that `headwater "
+            "simulate` wrote beside its log. Without one, set it to null."
+        )
+    return files

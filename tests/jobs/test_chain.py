@@ -34,6 +34,17 @@ def test_an_unknown_version_of_a_consumer_ends_a_run_before_any_training(ws: Wor
     assert not (ws.home.reports / "timings.json").exists()
 
 
+def test_a_folder_without_the_truth_ends_a_run_before_any_training(ws: Workspace, tmp_path: Path) -> None:
+    truth = tmp_path / "truth"
+    wanted = Workspace(ws.home, ws.config.model_copy(update={"truth": truth}))
+    with pytest.raises(ConfigError, match="truth holds no Parquet files"):
+        chain.run(wanted)
+    assert not (ws.home.reports / "timings.json").exists()
+    truth.mkdir()
+    (truth / "2024-01-01.parquet").touch()
+    chain.check(wanted)
+
+
 def test_versions_of_the_ledger_and_of_the_settings_are_known(ws: Workspace) -> None:
     chain.check(Workspace(ws.home, reading("v2")))
     only_registered = reading("v2").model_copy(update={"upstreams": (Upstream(version="v1"),)})
