@@ -33,7 +33,8 @@ def create(
     ws, tell = open_home(home), progress_reporter()
     made = job.create(ws, consumer, name=name, description=description, now=datetime.now(UTC), progress=tell)
     spaces = ", ".join(f"{version} ({space})" for version, space in made.versions.items())
-    typer.echo(f"{made.name}: {', '.join(made.consumers) or 'no ranker'}; {spaces}\nNext: headwater release promote")
+    typer.echo(f"{made.name}: {', '.join(made.consumers) or 'no ranker'}; {spaces}")
+    typer.echo(f"Next: headwater release promote {made.name}")
 
 
 @app.command()
