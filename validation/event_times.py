@@ -82,7 +82,7 @@ def parse_times(column: pl.Series, now: datetime) -> Times:
         ),
         Fault(
             f"is in the far future (after {day_after:%Y-%m-%dT%H:%M:%SZ})",
-            "Correct the time or the unit, or pass a later 'now'.",
+            "Correct the time or the unit; check this machine's clock if the time is right.",
             _true_where(moments > day_after),
         ),
     ]

@@ -290,7 +290,7 @@ BAD_EVENTS: dict[str, tuple[Change, str, str, int, str]] = {
         "event_timestamp",
         "far future",
         2,
-        "Correct the time",
+        "check this machine's clock",
     ),
     "float id": (
         lambda f: f.with_columns(pl.col("user_id").cast(pl.Float64)),
