@@ -117,9 +117,13 @@ def common_moments(ws: Workspace, new: str, old: str, until: datetime | None = N
 
     Raises
     ------
+    NotFoundError
+        If there is no such version.
     NotReadyError
-        If there is none.
+        If there is no such moment.
     """
+    for version in (old, new):
+        ws.ledger.version(version)
     carried = lifecycle.bridged(ws.ledger)
     found: set[datetime] | None = None
     for view in [embedding_view(entity, version) for version in (new, old) for entity in ENTITIES]:

@@ -46,6 +46,8 @@ def run(ws: Workspace, old: str, new: str, as_of: datetime | None = None, *, pro
 
     Raises
     ------
+    NotFoundError
+        If there is no such version.
     NotReadyError
         If there is no moment of which both have snapshots, or too few common entities.
     """
