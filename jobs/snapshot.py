@@ -40,11 +40,14 @@ def check(
     NotFoundError
         If there is no such version.
     ConfigError
-        If the file has the id columns of both entities or of none and `entity` is not given.
+        If there is no such file, or it has the id columns of both entities or of none and `entity` is not given.
     """
     from jobs.refresh import upstream_at
     from jobs.snapshot_gate import judge
 
+    if not path.is_file():
+        state = "is no file" if path.exists() else "does not exist"
+        raise ConfigError(f"{path} {state}: name the Parquet file to check.")
     upstream = upstream_at(ws, version, as_of)
     chosen, started = entity or entity_of(path), time.perf_counter()
     progress(f"check {path.name} as {chosen} vectors of {version}", 0, 1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner, Result
 
-from feature_repo.contracts.errors import NotFoundError
-from jobs import compare
+from benchmarks.small_home import NOW
+from feature_repo.contracts.errors import ConfigError, NotFoundError
+from jobs import compare, snapshot
 from jobs.cli import app
 from jobs.workspace import Workspace
 
@@ -25,3 +28,10 @@ def test_a_new_release_is_named_in_what_comes_next(ws: Workspace) -> None:
 def test_versions_that_do_not_exist_are_not_compared(ws: Workspace, pair: tuple[str, str]) -> None:
     with pytest.raises(NotFoundError, match="No version 'v9'"):
         compare.run(ws, *pair)
+
+
+def test_a_file_that_is_not_there_is_no_refused_snapshot(ws: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nosuch\.parquet does not exist"):
+        snapshot.check(ws, tmp_path / "nosuch.parquet", "v1", NOW)
+    with pytest.raises(ConfigError, match="is no file"):
+        snapshot.check(ws, tmp_path, "v1", NOW)
