@@ -29,7 +29,10 @@ def settings_file() -> Path:
         return REPOSITORY / "feature_store.yaml"
     known = sorted(path.stem for path in (REPOSITORY / "profiles").glob("*.yaml"))
     if profile not in known:
-        raise ConfigError(f"{VARIABLE} is '{profile}'; there are {', '.join(known)}. Unset it for the default.")
+        raise ConfigError(
+            f"There is no profile '{profile}'; there are {', '.join(known)}. "
+            f"For the default set neither --profile nor {VARIABLE}."
+        )
     return REPOSITORY / "profiles" / f"{profile}.yaml"
 
 

@@ -83,8 +83,11 @@ def options(
     ] = None,
 ) -> None:
     """Choose what holds for every command."""
+    from feature_repo.profile import VARIABLE, settings_file
+
     if profile is not None:
-        os.environ["HEADWATER_PROFILE"] = profile
+        os.environ[VARIABLE] = profile
+    settings_file()  # an unknown profile is refused before anything is done
 
 
 if __name__ == "__main__":

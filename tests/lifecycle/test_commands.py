@@ -35,3 +35,13 @@ def test_a_file_that_is_not_there_is_no_refused_snapshot(ws: Workspace, tmp_path
         snapshot.check(ws, tmp_path / "nosuch.parquet", "v1", NOW)
     with pytest.raises(ConfigError, match="is no file"):
         snapshot.check(ws, tmp_path, "v1", NOW)
+
+
+@pytest.mark.parametrize("command", [["status"], ["snapshot", "list"]])
+def test_a_profile_that_does_not_exist_is_refused_by_every_command(
+    ws: Workspace, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADWATER_PROFILE", "")  # whose value of before comes back after the test
+    for arguments in (["--profile", "nosuch", *command], command):
+        refused = invoke(ws, *arguments)
+        assert isinstance(refused.exception, ConfigError) and "no profile 'nosuch'; there are" in str(refused.exception)
