@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from feature_repo.contracts.types import Problem
 
 _SUFFIXES = (".parquet", ".csv", ".csv.gz")
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _ID_COLUMNS = ("user_id", "item_id", "impression_id")
 
 # Canonical spellings only: 007 is a code, and turning it into a number would make it equal to 7.
@@ -51,10 +52,14 @@ def read_files(inputs: Sequence[str], what: str) -> tuple[list[RawFile], list[Pr
         try:
             frame = _read_csv(path) if _suffix(path) != ".parquet" else _read_parquet(path)
         except (pl.exceptions.PolarsError, pa.ArrowException, OSError, UnicodeError) as error:
-            problems.append(_unreadable(path, error))
+            problems.append(_separated(path, _header(path)) or _unreadable(path, error))
             continue
         if frame.is_empty():
             problems.append(Problem(str(path), None, "has no rows", 0, f"Give {what} with rows, or leave it out."))
+            continue
+        separated = _separated(path, frame.columns)
+        if separated is not None:
+            problems.append(separated)
             continue
         files.append(RawFile(str(path), frame))
     return _with_csv_types(files), problems
@@ -125,10 +130,34 @@ def _read_csv(path: Path) -> pl.DataFrame:
         return pl.DataFrame()
 
 
+def _header(path: Path) -> list[str]:
+    """Return the columns of a CSV whose rows cannot be read; none where that cannot be said either."""
+    if _suffix(path) == ".parquet":
+        return []
+    try:
+        return pl.read_csv(path, infer_schema=False, glob=False, n_rows=0).columns
+    except (pl.exceptions.PolarsError, OSError, UnicodeError):
+        return []
+
+
+def _separated(path: Path, columns: Sequence[str]) -> Problem | None:
+    """Return a problem if a CSV's only column is a header that something else than commas parts."""
+    if _suffix(path) == ".parquet" or len(columns) != 1:
+        return None
+    found = next((word for mark, word in _SEPARATORS.items() if mark in columns[0]), None)
+    if found is None:
+        return None
+    remedy = "Write the file again, separated by commas (in pandas: to_csv without sep)."
+    return Problem(str(path), None, f"is separated by {found}, not by commas", 0, remedy)
+
+
 def _unreadable(path: Path, error: Exception) -> Problem:
     kind = "CSV" if _suffix(path) != ".parquet" else "Parquet"
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     remedy = "Write the file again (it may be truncated) and check that it can be read."
+    if "more fields than defined" in first_line:
+        first_line = "a row has more fields than the header"
+        remedy = "Write the file again, separated by commas, with double quotes around a value that holds one."
     return Problem(str(path), None, f"can't be read as {kind}: {first_line}", 0, remedy)
 
 

@@ -12,7 +12,7 @@ Severity = Literal["critical", "warning"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One reason why input was refused: where, how many rows, and what to do about it."""
+    """One reason why input was refused: where, how many rows (0: unknown), and what to do about it."""
 
     file: str
     column: str | None
@@ -23,7 +23,8 @@ class Problem:
     def line(self) -> str:
         """Return the problem as one line for a person."""
         where = self.file if self.column is None else f"{self.file}, column '{self.column}'"
-        return f"  - {where}: {self.reason} ({self.rows:,} rows). {self.remedy}"
+        rows = f" ({self.rows:,} rows)" if self.rows else ""
+        return f"  - {where}: {self.reason}{rows}. {self.remedy}"
 
 
 @dataclass(frozen=True)

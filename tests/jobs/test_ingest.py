@@ -418,6 +418,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "empty.csv": (lambda p: with_content(p, b""), "has no rows", "with rows"),
     "header.csv": (lambda p: with_content(p, b"event_timestamp,user_id\n"), "has no rows", "with rows"),
     "ragged.csv": (lambda p: with_content(p, b"a,b\n1,2,3\n"), "can't be read as CSV", "Write the file again"),
+    "comma.csv": (lambda p: with_content(p, b"a,b\n1,2,3\n"), "a row has more fields than the header", "double quotes"),
+    "semicolons.csv": (lambda p: with_content(p, b"a;b\n1;2\n"), "is separated by semicolons", "commas"),
+    "decimals.csv": (lambda p: with_content(p, b"a;b\n1,5;2\n"), "is separated by semicolons", "commas"),
+    "tabs.csv": (lambda p: with_content(p, b"a\tb\n1\t2\n"), "is separated by tabs", "commas"),
     "latin.csv": (lambda p: with_content(p, b"a,b\n\xff\xfe,2\n"), "can't be read as CSV", "Write the file again"),
     "absent.parquet": (lambda p: p, "does not exist", "Check the path"),
     "dangling.parquet": (link, "does not exist", "Check the path"),
@@ -437,6 +441,7 @@ def test_bad_files_are_refused(full_home: tuple[Path, Path], tmp_path: Path, nam
     assert problem.file == str(path)
     assert reason in problem.reason
     assert remedy in problem.remedy
+    assert "(0 rows)" not in str(error)
 
 
 def test_mixed_id_types_between_files(full_home: tuple[Path, Path], tmp_path: Path) -> None:
