@@ -51,7 +51,7 @@ class Upstream(_Settings):
 
     version: str
     kind: Literal["derm", "content"] = Field(
-        "derm", description="derm learns from events; content factorizes the attributes of items (docs/upstreams.md)"
+        "derm", description="derm learns from events; content factorizes the attributes of items (docs/training.md)"
     )
     content_dim: int | None = Field(None, ge=2, description="floats per vector of a content embedding; null: 64")
     description: str = ""
