@@ -88,14 +88,16 @@ def als(
         raise MissingExtraError(
             f"The ALS baseline needs '{error.name}': pip install 'headwater[demo]', or leave the baseline out."
         ) from error
+    from threadpoolctl import threadpool_limits
 
-    model = AlternatingLeastSquares(
-        factors=factors,
-        iterations=iterations,
-        regularization=regularization,
-        alpha=alpha,
-        random_state=seed,
-    )
+    with threadpool_limits(1, user_api="blas"):  # it warns of more, though `recommended` fits with one
+        model = AlternatingLeastSquares(
+            factors=factors,
+            iterations=iterations,
+            regularization=regularization,
+            alpha=alpha,
+            random_state=seed,
+        )
     return recommended(model, users, items, strength, shape, query, k)
 
 

@@ -35,6 +35,15 @@ def test_als_finds_the_shelf_without_warnings_and_repeats():
     np.testing.assert_array_equal(found, again)
 
 
+def test_als_says_nothing_of_the_threads_of_blas(monkeypatch):
+    threads = pytest.importorskip("threadpoolctl")
+    monkeypatch.setattr("implicit.utils._checked_blas_config", False)  # it warns once per process
+    users, items = tastes(0)
+    with threads.threadpool_limits(2, user_api="blas"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        als(users, items, np.ones(len(users)), (62, 41), np.arange(62), 10, factors=8)
+
+
 def test_als_with_fewer_items_than_k():
     users, items = tastes(0)
     found = als(users, items, np.ones(len(users)), (60, 40), np.array([5]), 50, factors=8)
