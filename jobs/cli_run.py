@@ -56,7 +56,7 @@ def _finish(result: Any, home: Path) -> None:
     if result.served is not None:
         _served(result.served)
     typer.echo(f"\n{gate['accepted']} snapshots accepted, {gate['refused']} refused; stages took {seconds:.0f} s.")
-    typer.echo(f"Report:  {result.report.path}\nNumbers: {home / 'reports' / 'summary.json'}")
+    typer.echo(f"Report:  {result.report.path}\nNumbers: {home.resolve() / 'reports' / 'summary.json'}")
 
 
 def _served(served: Any) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from jobs.ingest_dataset import record_file
+from jobs.refresh_plain import ALWAYS
 from jobs.workspace import Workspace
 
 
@@ -52,7 +53,7 @@ def run(ws: Workspace, now: datetime) -> Result:
                 "view": view.name,
                 "snapshots": str(len(accepted)),
                 "refused": str(len(snapshots) - len(accepted)),
-                "latest as_of": f"{latest.as_of:%Y-%m-%d %H:%M}" if latest else "-",
+                "latest as_of": _moment(latest.as_of) if latest else "-",
                 "rows": f"{latest.rows:,}" if latest else "-",
                 "age": _age(now, latest.available_at) if latest else "-",
             }
@@ -69,6 +70,12 @@ def run(ws: Workspace, now: datetime) -> Result:
     return Result({"Data": data, "Versions": versions, "Views": views, "Consumers": consumers})
 
 
+def _moment(as_of: datetime) -> str:
+    return "always" if as_of == ALWAYS else f"{as_of:%Y-%m-%d %H:%M}"
+
+
 def _age(now: datetime, then: datetime) -> str:
+    if then == ALWAYS:
+        return "-"
     days = (now - then).days
     return f"{days} d" if days else f"{(now - then).seconds // 3600} h"

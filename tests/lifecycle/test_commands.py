@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner, Result
 
 from benchmarks.small_home import NOW
 from feature_repo.contracts.errors import ConfigError, NotFoundError
-from jobs import compare, snapshot
+from feature_repo.contracts.types import Verdict, View
+from jobs import cli_run, compare, snapshot, status
 from jobs.cli import app
+from jobs.publication import clocked, publish
+from jobs.refresh_plain import ALWAYS
 from jobs.workspace import Workspace
 
 
@@ -45,3 +50,25 @@ def test_a_profile_that_does_not_exist_is_refused_by_every_command(
     for arguments in (["--profile", "nosuch", *command], command):
         refused = invoke(ws, *arguments)
         assert isinstance(refused.exception, ConfigError) and "no profile 'nosuch'; there are" in str(refused.exception)
+
+
+def test_what_holds_always_has_no_age(ws: Workspace) -> None:
+    table = clocked(pa.table({"user_id": [1], "age": ["18-24"]}), ALWAYS)
+    view = View("user_attributes", "user", None, "int64", {"age": "string"}, 0)
+    publish(ws, view, table, ALWAYS, space_id=None, available_at=ALWAYS, gate=lambda staged: Verdict(True, ()))
+    rows = {row["view"]: (row["latest as_of"], row["age"]) for row in status.run(ws, NOW).tables["Views"]}
+    assert rows["user_attributes"] == ("always", "-")
+    assert rows["user_embedding_v1"] == ("2024-01-28 00:00", "1 h")
+
+
+def test_report_and_numbers_lie_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli_run, "print_lift", lambda _: None)
+    reports = tmp_path / "mine" / "reports"
+    summary = {"timings_s": {}, "gate": {"accepted": 1, "refused": 0}}
+    report = SimpleNamespace(path=reports / "report.html")
+    cli_run._finish(SimpleNamespace(summary=summary, skipped=[], served=None, report=report), Path("mine"))
+    told = capsys.readouterr().out
+    assert f"Report:  {reports / 'report.html'}\nNumbers: {reports / 'summary.json'}\n" in told
