@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from datetime import timedelta
@@ -327,15 +328,24 @@ def test_position_bias_can_be_recovered_where_the_order_was_random() -> None:
 
 
 def test_the_command_says_what_it_did_and_how_to_go_on(tmp_path: Path) -> None:
-    out, home = tmp_path / "world", tmp_path / "home"
+    out, home = tmp_path / "a world", tmp_path / "a world-home"
     asked = ["--users", "200", "--items", "150", "--days", "3", "--impressions", "6000", "--out", str(out)]
     result = CliRunner().invoke(app, ["simulate", *asked])
     assert result.exit_code == 0, result.output
-    assert "impressions/s" in result.output and "headwater ingest parquet" in result.output
-    ingest = ["--events", f"{out}/events", "--users", f"{out}/users.parquet", "--items", f"{out}/items.parquet"]
-    taken = CliRunner().invoke(app, ["ingest", "parquet", "--name", "world", *ingest, "--home", str(home)])
+    assert "impressions/s" in result.output
+    (following,) = [line for line in result.output.splitlines() if line.startswith("Next: headwater ")]
+    taken = CliRunner().invoke(app, shlex.split(following)[2:])
     assert taken.exit_code == 0, taken.output
     record = read_json(home / "lake/dataset.json")
     assert record["quarantined"] == {} and record["notes"] == []
     assert record["counts"] == {k: v for k, v in read_json(out / "summary.json")["counts"].items() if v}
     assert {column["name"] for column in record["context"]} >= {"surface", "position", "asked_for", "device"}
+
+
+@pytest.mark.parametrize("days", [44, simulate.SHORTEST_RUN_DAYS])
+def test_a_run_is_named_where_its_settings_were_written(tmp_path: Path, days: int) -> None:
+    asked = ["--users", "20", "--items", "100", "--days", str(days), "--impressions", "900", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, ["simulate", *asked])
+    assert result.exit_code == 0, result.output
+    assert ("then: headwater run" in result.output) == (tmp_path / "config.yaml").exists() == (days == 45)
+    assert ("too few" in result.output) == (days < 45)
