@@ -82,12 +82,16 @@ class Graph:
         return self._walk(key, self.sources)
 
     def downstream(self, key: str) -> list[Node]:
-        """Return everything that was made of an artifact, nearest first."""
+        """Return everything that was made of an artifact, nearest first; of a view: what was made of its snapshots."""
         products: dict[str, list[str]] = {}
         for product, sources in self.sources.items():
             for source in sources:
                 products.setdefault(source, []).append(product)
-        return self._walk(key, products)
+        if self.nodes[key].kind != "view":
+            return self._walk(key, products)
+        own = self.sources[key]
+        products[key] = [product for snapshot in own for product in products[snapshot]]
+        return [node for node in self._walk(key, products) if node.key not in (key, *own)]
 
     def _walk(self, start: str, steps: dict[str, list[str]]) -> list[Node]:
         found: dict[str, None] = {}

@@ -90,6 +90,15 @@ def test_rows_for_a_person_sum_up_snapshots(ws: Workspace) -> None:
     assert summed["item_embedding_v1"] == f"2 as of 2024-01-07 to 2024-01-14, space: {SPACES['v1']}"
 
 
+def test_what_was_made_of_a_views_snapshots_was_made_of_the_view(ws: Workspace) -> None:
+    release.create(ws, now=NOW)
+    whole = lineage.graph(ws)
+    made = {(row["kind"], row["name"]) for row in lineage.rows(whole, "user_embedding_v1")["Made of it"]}
+    assert made == {("training set", "ctr_ranker"), ("consumer", "ctr_ranker"), ("release", "r1")}
+    assert lineage.rows(whole, "user_embedding_v2")["Made of it"] == []
+    assert any(event["job"]["name"] == "make consumer" for event in lineage.openlineage(whole, "user_embedding_v1"))
+
+
 def test_what_is_unknown_is_said(ws: Workspace) -> None:
     with pytest.raises(NotFoundError, match="Nothing is named 'nothing'"):
         lineage.graph(ws).find("nothing")
