@@ -104,12 +104,12 @@ def installed() -> Path:
 
 
 def run(schedule: Schedule, kind: Kind, out: Path) -> Result:
-    """Write the cycle's script and the scheduler's own files into a folder; what is there already is replaced.
+    """Write the cycle's script and the scheduler's own files into a folder; another script there is not replaced.
 
     Raises
     ------
     ConfigError
-        If a path cannot stand in the scheduler's file.
+        If a path cannot stand in the scheduler's file, or the script there is another home's or has other settings.
     LakeError
         If the folder cannot be written.
     """
@@ -118,12 +118,24 @@ def run(schedule: Schedule, kind: Kind, out: Path) -> Result:
         raise ConfigError(f"cron cannot run a script in '{folder}': choose an --out without spaces, quotes, % and \\.")
     script = folder / f"{schedule.name}-cycle.sh"
     texts = {script: _script(schedule), **_WRITERS[kind](schedule, script)}
+    _check_same(script, texts[script])
     for path, text in texts.items():
         with replacing(path) as staged:
             staged.write_text(text, encoding="utf-8")
             os.chmod(staged, 0o755 if path.suffix == ".sh" else 0o644)
     files = tuple(texts)
     return Result(files, _NEXT[kind].format(folder=folder, name=schedule.name, file=files[1]))
+
+
+def _check_same(script: Path, text: str) -> None:
+    """Raise ConfigError where another script lies: what calls it would go on with another home or other steps."""
+    if not script.is_file() or (there := script.read_text(encoding="utf-8", errors="replace")) == text:
+        return
+    home = next(line for line in text.splitlines() if "HEADWATER_HOME=" in line)
+    why = "with other settings" if home in there.splitlines() else "for another home folder"
+    raise ConfigError(
+        f"{script} was made {why}, and a scheduler may call it. Give another --name or --out, or remove it first."
+    )
 
 
 def _script(schedule: Schedule) -> str:
@@ -201,7 +213,7 @@ _NEXT = {
 }
 
 _CYCLE = """#!/bin/sh
-# The refresh cycle, written by `headwater schedule export`; exporting again replaces this file.
+# The refresh cycle, written by `headwater schedule export`; remove this file to export other settings in its place.
 #   without an argument: every step in order, each tried up to {attempts} times; a failure ends the cycle and is told
 #   STEP: that step, once, for a scheduler that tries again by itself
 # Steps: {steps}. What a step finds done it leaves as it is, so that each may be run again at any time.

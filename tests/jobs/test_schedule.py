@@ -169,6 +169,23 @@ def test_times_that_are_none(text: str) -> None:
         job.read_time(text)
 
 
+def test_a_script_that_a_scheduler_may_call_is_not_replaced_by_another(home: Path) -> None:
+    script, _ = exported(home, audit=False)
+    before = script.read_bytes()
+    exported(home, audit=False, at=(4, 0))
+    exported(home, "systemd", audit=False)
+    other = home.parent / "other"
+    other.mkdir()
+    with pytest.raises(ConfigError, match=r"for another home folder, .* another --name or --out"):
+        exported(other, audit=False)
+    with pytest.raises(ConfigError, match="with other settings"):
+        exported(home, "airflow")
+    assert script.read_bytes() == before and not (script.parent / "headwater_cycle.py").exists()
+    exported(other, name="other")
+    script.unlink()
+    assert exported(home)[0].read_bytes() != before
+
+
 def test_cron_refuses_a_folder_that_it_would_cut(home: Path) -> None:
     with pytest.raises(ConfigError, match="--out without spaces"):
         job.run(job.Schedule(home=home), "cron", home / "with space")
