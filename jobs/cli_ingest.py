@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from jobs.cli_output import HOME, HomeOption, print_table, progress_reporter, quiet
+from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, quiet
 
 app = typer.Typer(help="Bring an event log into the lake.", no_args_is_help=True)
 
@@ -65,6 +66,8 @@ def ingest_complete_journey(
 
 
 def _ingested(result: Any, home: Path) -> None:
+    from feature_repo.contracts.errors import ConfigError
+
     record = result.dataset
     print_table([{"event type": kind, "rows": f"{count:,}"} for kind, count in sorted(record.counts.items())])
     for reason, count in record.quarantined.items():
@@ -72,4 +75,12 @@ def _ingested(result: Any, home: Path) -> None:
     for note in record.notes:
         typer.echo(f"note: {note}")
     state = "was there already" if result.unchanged else "is in the lake"
-    typer.echo(f"{record.name} ({record.fingerprint[:12]}) {state}: {home / 'lake'}\nNext: headwater run --home {home}")
+    typer.echo(f"{record.name} ({record.fingerprint[:12]}) {state}: {home / 'lake'}")
+    try:
+        ws = open_home(home)
+        for upstream in ws.config.upstreams:
+            ws.check_length(upstream)
+    except ConfigError as error:
+        typer.echo(f"Before `headwater run`: {error}")
+    else:
+        typer.echo(f"Next: headwater run --home {shlex.quote(str(home))}")

@@ -7,7 +7,7 @@ on any event log: what depends on the data (the splits) is derived from its time
 from __future__ import annotations
 
 import itertools
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,8 @@ from feature_repo.contracts.naming import check_version
 from feature_repo.lake import Home, replacing
 
 Task = Literal["ctr", "cvr", "retrieval"]
+# In the first weeks of a log features know too little to learn from: training leaves them out.
+WARM_UP = timedelta(days=28)
 DhenModule = Literal["masknet", "transformer", "mlp"]
 
 
@@ -287,6 +289,48 @@ def derive_splits(start: datetime, end: datetime, refresh_every: timedelta) -> S
             f"The log runs from {start} to {end}: too short for a refresh every {refresh_every.days} days. "
             "Set refresh_days lower or give splits in config.yaml."
         ) from error
+
+
+def check_length(start: datetime, end: datetime, refresh_every: timedelta) -> None:
+    """Check that derived splits leave an upstream something to train on.
+
+    Raises
+    ------
+    ConfigError
+        If they do not; it names the length that they need.
+    """
+    if _trainable(start, end, refresh_every):
+        return
+    needed = _shortest(refresh_every)
+    shorter = range(refresh_every.days - 1, 0, -1)
+    fitting = next((days for days in shorter if _trainable(start, end, timedelta(days=days))), None)
+    if fitting is not None:
+        remedy = f"Set refresh_days to {fitting} in config.yaml, give splits there, or ingest a longer log."
+    elif end - start > WARM_UP + timedelta(days=1):
+        first = start + WARM_UP + timedelta(days=1)
+        remedy = f"Give splits in config.yaml with an upstream_end from {first:%Y-%m-%d} on, or ingest a longer log."
+    else:
+        remedy = "Ingest a longer log."
+    raise ConfigError(
+        f"The log is {(end - start) / timedelta(days=1):.1f} days long, {start:%Y-%m-%d} to {end:%Y-%m-%d}. "
+        f"Training takes its first 55% less the first {WARM_UP.days} days, and with refresh_days {refresh_every.days} "
+        f"that needs a log of {needed} days. {remedy}"
+    )
+
+
+def _trainable(start: datetime, end: datetime, refresh_every: timedelta) -> bool:
+    try:
+        return derive_splits(start, end, refresh_every).upstream_end > start + WARM_UP
+    except ConfigError:
+        return False
+
+
+def _shortest(refresh_every: timedelta) -> int:
+    """Return the days from which on every log is long enough."""
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    longest = 10 * refresh_every.days + 2 * WARM_UP.days
+    too_short = [n for n in range(longest) if not _trainable(start, start + timedelta(days=n), refresh_every)]
+    return too_short[-1] + 1
 
 
 def load(home: Home) -> Config:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_repo.contracts.errors import ConfigError, NotReadyError
 from feature_repo.contracts.types import Space
+from jobs.config import WARM_UP
 from jobs.features.sampling import Sampling
 from jobs.workspace import Progress, Workspace, silent
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from models.upstream.derm import DERM
     from models.upstream.inputs import InputSpec
 
-WARM_UP = timedelta(days=28)
 AHEAD = 2  # batches; one is made while a step is computed, and one waits
 
 
@@ -90,7 +90,14 @@ def prepare(
     sampling = sampling_of(settings)
     cutoff, since = settings.train_end or ws.splits.upstream_end, old.since if old else None
     step = ws.config.training_grid
-    moments = moments_between(ws.log.start + WARM_UP, cutoff, step)
+    begin = ws.log.start + WARM_UP
+    if cutoff <= begin:
+        raise NotReadyError(
+            f"{settings.version} is trained on what lies before {cutoff:%Y-%m-%d %H:%M}, but training leaves out the "
+            f"first {WARM_UP.days} days of a log, here up to {begin:%Y-%m-%d %H:%M}. Set a later upstream_end under "
+            "splits, or a later train_end of the upstream, in config.yaml."
+        )
+    moments = moments_between(begin, cutoff, step)
     if since is not None:
         moments = [moment for moment in moments if moment + step > since]
     grid = Grid(tuple(moments), ws.config.availability_lag, cutoff)
@@ -100,8 +107,7 @@ def prepare(
     summary = RowSummary(ws.log, _counted(opportunities, grid, label, progress))
     if not moments or summary.rows == 0:
         raise NotReadyError(
-            f"No labelled row lies between {since or ws.log.start + WARM_UP} and the upstream cut-off "
-            f"{cutoff}. "
+            f"No labelled row lies between {since or begin} and the upstream cut-off {cutoff}. "
             "Ingest a longer log or set splits in config.yaml."
         )
     if not opportunities.has_impressions and (sampling.sources is not None or sampling.negatives < 1):

@@ -191,6 +191,7 @@ def enter_log(ws: Workspace) -> None:
 
 def _training(ws: Workspace, settings: Upstream) -> tuple[dict[str, Any], Path]:
     """Return all that decides how an upstream is trained, and the folder of that very training."""
+    ws.check_length(settings)
     cutoff = settings.train_end or ws.splits.upstream_end
     # Without what is not set, so that a setting that is new changes no training that does not use it.
     told = settings.model_dump(mode="json", exclude_none=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from feature_repo.lake import Home
 from jobs import config as settings
-from jobs.config import Config, Splits
+from jobs.config import Config, Splits, Upstream
 
 if TYPE_CHECKING:
     from feature_repo.ledger import Ledger
@@ -58,8 +58,16 @@ class Workspace:
         """The configured splits, or those derived from the log's time range."""
         if self.config.splits is not None:
             return self.config.splits
-        midnight = self.log.start.replace(hour=0, minute=0, second=0, microsecond=0)
-        return settings.derive_splits(midnight, self.log.end, self.config.refresh_every)
+        return settings.derive_splits(self._midnight, self.log.end, self.config.refresh_every)
+
+    def check_length(self, upstream: Upstream) -> None:
+        """Check that splits, where they are derived, leave an upstream something to train on; else ConfigError."""
+        if upstream.kind == "derm" and upstream.train_end is None and self.config.splits is None:
+            settings.check_length(self._midnight, self.log.end, self.config.refresh_every)
+
+    @property
+    def _midnight(self) -> datetime:
+        return self.log.start.replace(hour=0, minute=0, second=0, microsecond=0)
 
     def use_threads(self) -> None:
         """Bound the threads of torch and of the libraries below it."""
