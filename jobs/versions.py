@@ -120,7 +120,7 @@ def check_train_end(ws: Workspace, upstream: Upstream, train_end: datetime) -> N
     ConfigError
         If it lies within the log's first weeks, from which a DERM takes no rows, or after the log's last day.
     """
-    from jobs.prepare_upstream import WARM_UP
+    from jobs.config import WARM_UP
 
     first = ws.log.start + (WARM_UP if upstream.kind == "derm" else timedelta(0))
     last = ws.log.end.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
