@@ -306,7 +306,7 @@ def check_length(start: datetime, end: datetime, refresh_every: timedelta) -> No
     fitting = next((days for days in shorter if _trainable(start, end, timedelta(days=days))), None)
     if fitting is not None:
         remedy = f"Set refresh_days to {fitting} in config.yaml, give splits there, or ingest a longer log."
-    elif end - start > WARM_UP + timedelta(days=1):
+    elif end - start > WARM_UP + timedelta(days=7):
         first = start + WARM_UP + timedelta(days=1)
         remedy = f"Give splits in config.yaml with an upstream_end from {first:%Y-%m-%d} on, or ingest a longer log."
     else:

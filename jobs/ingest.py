@@ -277,9 +277,12 @@ def _canonical(
     from jobs.ingest_dataset import canonical_table, describe, in_canonical_order, split_text
     from jobs.ingest_store import Tables
     from validation.event_links import opportunity_type
-    from validation.events import CORE
+    from validation.events import CORE, doubtful_ids, doubtful_types
 
     notes = findings.notes
+    for what, table in (("events", events), ("users", users), ("items", items)):
+        notes += doubtful_ids(table, what) if table is not None else []
+    notes += doubtful_types(events)
     events, distinct = split_text(events, CORE, "events", notes)
     events = in_canonical_order(events, CORE)
     opportunity = opportunity_type(events)

@@ -17,6 +17,9 @@ from validation.event_times import Fault, parse_times
 TIED_TYPES = ("impression", "click", "conversion")
 REQUIRED = ("event_timestamp", "user_id", "item_id", "event_type")
 _IDS = ("user_id", "item_id", "impression_id")
+# What tools write for a value that is missing when they turn it into text.
+_MISSING_WORDS = ("NaN", "nan", "None", "null", "NULL", "<NA>")
+_CLOSE = 2  # letters
 CORE = (*REQUIRED, "impression_id", "weight")
 
 # `month` is the lake's partition key; a sampling rate is kept as weight = 1 / rate and never as a feature.
@@ -115,6 +118,47 @@ def check_same_types(frames: Sequence[pl.DataFrame], files: Sequence[str]) -> li
                     Problem(file, name, f"is {kind} here but {seen_kind} in {seen_file}", len(frame), _one_type(name))
                 )
     return problems
+
+
+def doubtful_ids(table: pl.DataFrame, what: str) -> list[str]:
+    """Return a note per id column of a table of `what` in which a word for a missing value stands as an id."""
+    notes = []
+    for name in ("user_id", "item_id"):
+        if table.schema.get(name) != pl.String:
+            continue
+        found = table[name].filter(table[name].is_in(_MISSING_WORDS))
+        if len(found):
+            words = " or ".join(f"'{word}'" for word in found.unique().sort())
+            notes.append(
+                f"{what}: {len(found):,} rows have the {name} {words}: likely a missing id turned into text, as "
+                f"pandas' astype(str) does. Each word counts as one {name.removesuffix('_id')}; leave such rows out."
+            )
+    return notes
+
+
+def doubtful_types(events: pl.DataFrame) -> list[str]:
+    """Return a note per event type that differs from a known one by a letter or two."""
+    notes = []
+    for kind, rows in events["event_type"].value_counts().sort("event_type").iter_rows():
+        meant = min(TIED_TYPES, key=lambda known: _distance(kind.lower(), known))
+        if kind not in TIED_TYPES and _distance(kind.lower(), meant) <= _CLOSE:
+            notes.append(
+                f"events: {rows:,} rows have the event_type '{kind}', which is kept as activity. If {meant} is meant, "
+                "correct it and ingest again."
+            )
+    return notes
+
+
+def _distance(one: str, other: str) -> int:
+    """Return the edit distance of two words, or a lower bound above `_CLOSE` where they are far apart."""
+    if abs(len(one) - len(other)) > _CLOSE:
+        return abs(len(one) - len(other))
+    row = list(range(len(other) + 1))
+    for above, letter in enumerate(one):
+        before, row = row, [above + 1]
+        for at, there in enumerate(other):
+            row.append(min(row[at] + 1, before[at + 1] + 1, before[at] + (letter != there)))
+    return row[-1]
 
 
 def check_id_types(events: pl.DataFrame, users: pl.DataFrame | None, items: pl.DataFrame | None) -> list[Problem]:

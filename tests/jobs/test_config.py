@@ -33,7 +33,7 @@ def test_the_length_that_is_named_is_enough_and_no_shorter_one_is(refresh_days: 
 @pytest.mark.parametrize(
     ("days", "remedy"),
     [
-        (20, "Ingest a longer log"),
+        (30, r"days\. Ingest a longer log"),
         (40, "upstream_end from 2024-01-30 on"),
         (60, "Set refresh_days to 6 in config.yaml"),
     ],

@@ -218,6 +218,23 @@ def test_text_and_empty_columns_are_left_out_with_a_note(tmp_path: Path, inputs:
     assert any("'nothing' is left out" in note for note in result.dataset.notes)
 
 
+def test_words_for_a_missing_id_and_misspelt_types_are_told_in_notes(tmp_path: Path) -> None:
+    columns = ["event_timestamp", "user_id", "item_id", "event_type"]
+    users = ["u1", "nan", "None", "nan", "Nancy", "u2", "u3"]
+    kinds = ["click", "view", "clik", "impresion", "impresion", "clip-art", "purchase"]
+    rows = [(START + timedelta(hours=at), user, f"i{at}", kinds[at]) for at, user in enumerate(users)]
+    events = write(pl.DataFrame(rows, schema=columns, orient="row"), tmp_path / "events.parquet")
+    items = write(pl.DataFrame({"item_id": ["i1", "<NA>"], "brand": ["a", "b"]}), tmp_path / "items.csv")
+    dataset = ingest(tmp_path / "home", tmp_path, events=events, users=None, items=items).dataset
+    assert dataset.counts["clik"] == 1 and dataset.rows == 7
+    notes = [note for note in dataset.notes if "rows have" in note]
+    assert [note.split(":")[0] for note in notes] == ["events", "items", "events", "events"]
+    assert "3 rows have the user_id 'None' or 'nan'" in notes[0] and "counts as one user" in notes[0]
+    assert "1 rows have the item_id '<NA>'" in notes[1]
+    assert "1 rows have the event_type 'clik'" in notes[2] and "click is meant" in notes[2]
+    assert "2 rows have the event_type 'impresion'" in notes[3] and "impression is meant" in notes[3]
+
+
 def test_wide_decimals_are_numbers(tmp_path: Path, inputs: Path) -> None:
     items = sample_items().to_arrow()
     prices = pa.array([decimal.Decimal(n) / 4 for n in range(30)], pa.decimal256(50, 2))
