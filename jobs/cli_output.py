@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,7 +112,7 @@ def print_lift(summary: dict[str, Any]) -> None:
 
     oracle = {row["task"]: row for row in summary.get("oracle", [])}
     rows = []
-    for row, following in zip(summary["lift"], [*summary["lift"][1:], None], strict=True):
+    for row, following in zip_longest(summary["lift"], summary["lift"][1:]):
         rows.append(row)
         if row["task"] in oracle and (following is None or following["task"] != row["task"]):
             rows.append(oracle[row["task"]])

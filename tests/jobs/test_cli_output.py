@@ -1,4 +1,4 @@
-"""A wrong home folder is refused by every command that does not begin one, and none is made."""
+"""A wrong home folder is refused by every command that does not begin one; what a summary holds is printed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from feature_repo.contracts.errors import ConfigError
 from jobs.cli import app
+from jobs.cli_output import print_lift
 
 BEGIN = {"demo", "ingest parquet", "ingest complete-journey"}
 VALUES = {"as_of": "2024-01-01", "kind": "cron"}
@@ -66,3 +67,10 @@ def test_a_folder_of_something_else_is_no_home(tmp_path: Path, monkeypatch: pyte
 def test_commands_that_begin_a_home_and_those_without_one_are_the_rest() -> None:
     everything = dict(commands(typer.main.get_command(app)))
     assert set(everything) - set(READ) == BEGIN | {"plan", "simulate"}
+
+
+def test_a_run_that_measured_retrieval_alone_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    recalls = {"recall_at_10": 0.1, "recall_at_50": 0.2, "recall_at_100": 0.25}
+    row = {"model": "DERM v1", **recalls, "ratio_to_popularity_at_100": 2.0, "ratio_ci95": [1.9, 2.1]}
+    print_lift({"lift": [], "retrieval": [row]})
+    assert "0.2500" in capsys.readouterr().out
