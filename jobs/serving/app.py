@@ -95,6 +95,9 @@ class Serving:
                 for item, *row in zip(outcome.item_ids, *columns, strict=True)
             ],
         }
+        if ignored := sorted(task.context.keys() - served.context_names):
+            answer["ignored"] = ignored
+            self.metrics.ignored.inc()
         if task.retrieve is not None and served.candidates is not None:
             answer |= {"index_snapshot": served.candidates.notes["snapshot_id"], "fallback": outcome.fallback}
         return answer
@@ -266,7 +269,6 @@ def _add_routes(app: FastAPI, serving: Serving) -> None:
 
 def release_answer(served: Served) -> dict[str, Any]:
     """Return what a release holds as plain values."""
-    context = {name for ranker in served.rankers.values() for kind in ranker.context for name in kind}
     return {
         "release": served.release.name,
         "created": served.release.created.isoformat(),
@@ -274,7 +276,7 @@ def release_answer(served: Served) -> dict[str, Any]:
         "consumers": {task: ranker.name for task, ranker in served.rankers.items()},
         "snapshots": served.snapshots,
         "index": served.candidates.notes if served.candidates else None,
-        "context": sorted(context),
+        "context": sorted(served.context_names),
     }
 
 

@@ -35,6 +35,7 @@ class Metrics:
         )
         self.items = Counter("headwater_items_total", "Items in answers.", ["path"], **made)
         self.unknown = Counter("headwater_unknown_users_total", "Requests of users without a vector.", **made)
+        self.ignored = Counter("headwater_ignored_context_total", "Requests with a context that nobody reads.", **made)
         self.switches = Counter("headwater_switches_total", "Times that another release or snapshot took over.", **made)
         self.logged = Counter("headwater_logged_rows_total", "Rows of the served-feature log.", **made)
         self.lost = Counter("headwater_log_lost_rows_total", "Rows that could not be logged.", **made)

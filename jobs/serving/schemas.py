@@ -125,6 +125,9 @@ class ItemsAnswer(_Answer):
 
     index_snapshot: str | None = Field(None, description="Item snapshot that was searched.")
     fallback: Literal["popular"] | None = Field(None, description="Set where the user has no vector.")
+    ignored: list[str] = Field(
+        [], description="Names of the context that no ranker of the release reads; left out where it reads all."
+    )
     items: list[ScoredItem]
 
 

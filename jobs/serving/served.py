@@ -115,6 +115,11 @@ class Served:
             views |= {embedding_view(entity, self.index_version) for entity in ENTITIES}
         return sorted(views)
 
+    @cached_property
+    def context_names(self) -> frozenset[str]:
+        """Names of a request's context that the rankers read."""
+        return frozenset(name for ranker in self.rankers.values() for kind in ranker.context for name in kind)
+
     @property
     def index_version(self) -> str | None:
         """The version whose vectors retrieval compares; None without an index."""

@@ -61,6 +61,10 @@ def test_recommendations_are_the_best_of_the_nearest(released: Workspace, url: s
     assert [item["item_id"] for item in answer["items"]] == [item["item_id"] for item in by_score[:10]]
     for item in ranked["items"]:
         assert item["score"] == pytest.approx(item["ctr"] * item["cvr"])
+    assert "ignored" not in answer and "ignored" not in ranked
+    status, typo = call(f"{url}/v1/rank", {"user_id": user, "item_ids": found, "context": context | {"hours": 3}})
+    assert status == 200 and typo["ignored"] == ["hours"] and typo["items"] == ranked["items"]
+    assert re.search(r"^headwater_ignored_context_total [1-9]", call(f"{url}/metrics")[1], re.M)
     status, own = call(f"{url}/v1/rank", {"user_id": user, "item_ids": found, "formula": "log(ctr) + 2 * similarity"})
     for item in own["items"]:
         assert item["score"] == pytest.approx(np.log(item["ctr"]) + 2 * item["similarity"])
