@@ -108,7 +108,7 @@ def print_table(rows: list[dict[str, str]], title: str = "") -> None:
 
 def print_lift(summary: dict[str, Any]) -> None:
     """Print the lift table and the retrieval table of a summary."""
-    from jobs.evaluate_paper import too_few
+    from jobs.evaluate_paper import sentences_of_few
 
     oracle = {row["task"]: row for row in summary.get("oracle", [])}
     rows = []
@@ -135,7 +135,7 @@ def print_lift(summary: dict[str, Any]) -> None:
             ],
             "\nLift of ranking, test period",
         )
-        for sentence in too_few(rows):
+        for sentence in sentences_of_few(rows):
             print(sentence)
     together = summary.get("together", [])
     if len(together) > len({row["task"] for row in together}):  # of one other row the table above has said enough

@@ -79,12 +79,12 @@ def notes(summary: dict[str, Any]) -> list[str]:
         f"'all {compared} at 95%' holds for all of them together (Bonferroni), p is adjusted by Holm's method.",
         f"Intervals: {summary.get('bootstrap', 200)} resamples of users, each used for every row and seed; means "
         f"over {' or '.join(map(str, seeds))} seeds. They cover who was in the test period, not which seeds.",
-        *too_few(rows),
+        *sentences_of_few(rows),
         "The paper's lifts are over another ranker and another log (arXiv 2509.04337): they say what is usual.",
     ]
 
 
-def too_few(rows: Sequence[dict[str, Any]]) -> list[str]:
+def sentences_of_few(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return a sentence per task whose test period has too few outcomes to tell anything."""
     found = {
         row["task"]: f"{row['task']}: {row['positives']:,} of {row['rows']:,} test rows are positive, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from feature_repo import lifecycle, releases
 from feature_repo.contracts.errors import ConfigError, LakeError
@@ -16,9 +16,6 @@ from feature_repo.lifecycle import Retirement
 from jobs import config as settings
 from jobs import train_upstream
 from jobs.workspace import Progress, Workspace, silent
-
-if TYPE_CHECKING:
-    from jobs.config import Upstream
 
 LOCK = "release"  # whoever moves what is in use holds it, so that nothing is retired while it is promoted
 
@@ -112,7 +109,7 @@ def retrain(
     return train_upstream.run(Workspace.open(ws.home.root), chosen, progress=progress)
 
 
-def check_train_end(ws: Workspace, upstream: Upstream, train_end: datetime) -> None:
+def check_train_end(ws: Workspace, upstream: settings.Upstream, train_end: datetime) -> None:
     """Refuse a cut-off before which there is nothing to learn from, or after which the log has no moment.
 
     Raises
@@ -120,9 +117,7 @@ def check_train_end(ws: Workspace, upstream: Upstream, train_end: datetime) -> N
     ConfigError
         If it lies within the log's first weeks, from which a DERM takes no rows, or after the log's last day.
     """
-    from jobs.config import WARM_UP
-
-    first = ws.log.start + (WARM_UP if upstream.kind == "derm" else timedelta(0))
+    first = ws.log.start + (settings.WARM_UP if upstream.kind == "derm" else timedelta(0))
     last = ws.log.end.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
     if train_end > last:
         raise ConfigError(
