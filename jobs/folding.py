@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from jobs.features.history import Activity
     from jobs.features.log import EventLog
-    from models.upstream.fold_in import Choices, Folded, FoldIn
+    from models.upstream.fold_in import Choices, Folded, FoldedChoices, FoldIn
     from models.upstream.fold_in_outcomes import BothSides, FoldedOutcomes, OutcomeFoldIn
 
 Codes = dict[Entity, np.ndarray]
@@ -42,7 +42,7 @@ class Method(Protocol):
         """Return the vectors of both sides after it, from the model's unit vectors [U, E] and [I, E]."""
 
     def again(self, entity: Entity, raw: Tensor, folded: Any, happened: Any, places: Tensor) -> Tensor:
-        """Solve some rows of an entity: float32 [N, E].
+        """Solve some rows of an entity: unit vectors float32 [N, E].
 
         Parameters
         ----------
@@ -79,18 +79,20 @@ class ChoiceFolding:
             torch.from_numpy(pair // width), torch.from_numpy(pair % width), torch.from_numpy(count.astype(np.float32))
         )
 
-    def fold(self, users: Tensor, items: Tensor, happened: Choices) -> Folded:
+    def fold(self, users: Tensor, items: Tensor, happened: Choices) -> FoldedChoices:
         """Return both sides after the choices."""
         from models.upstream.fold_in import fold_in
 
         return fold_in(users, items, happened, self.config)
 
-    def again(self, entity: Entity, raw: Tensor, folded: Folded, happened: Choices, places: Tensor) -> Tensor:
+    def again(self, entity: Entity, raw: Tensor, folded: FoldedChoices, happened: Choices, places: Tensor) -> Tensor:
         """Solve some rows of an entity."""
+        from torch.nn import functional
+
         from models.upstream.fold_in import solve
 
         choices = happened if entity == "user" else happened.by_item()
-        return solve(raw, folded.given(entity), choices.of(places), self.config)
+        return functional.normalize(solve(raw, folded.given(entity), choices.of(places), self.config))
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,7 @@ class OutcomeFolding:
         from jobs.features.outcomes import OutcomeReader
         from models.upstream.fold_in_outcomes import BothSides, Outcomes
 
-        half_life = timedelta(days=self.config.half_life_days)
-        reader = OutcomeReader(self.log, as_of, self.coverage, half_life, codes["user"], codes["item"])
+        reader = OutcomeReader(self.log, as_of, self.coverage, codes["user"], codes["item"])
         after = self.config.after_click
         read = reader.conversions(after) if after else reader.clicks(self.activity().actions)
         by_user = Outcomes.by(*map(torch.from_numpy, read.rows))
@@ -125,11 +126,11 @@ class OutcomeFolding:
 
     def again(self, entity: Entity, raw: Tensor, folded: FoldedOutcomes, happened: BothSides, places: Tensor) -> Tensor:
         """Solve some rows of an entity."""
-        from models.upstream.fold_in_outcomes import solve_outcomes, with_rates
+        from models.upstream.fold_in_outcomes import published, solve_outcomes
 
-        rows = happened.of(entity).of(places)
-        solved = solve_outcomes(entity, raw, folded.given(entity), rows, folded.frame)
-        return with_rates(entity, solved, happened.rates(entity)[places], self.config)
+        before, rows = folded.before[entity].take(places), happened.of(entity).of(places)
+        state = solve_outcomes(entity, raw, before, folded.given[entity], rows, folded.frame, self.config)
+        return published(entity, raw, state, happened.rates(entity)[places], folded.frame, self.config)
 
 
 @dataclass(frozen=True)
@@ -177,12 +178,10 @@ class Folding:
             The model's unit vectors of them, float32 [N, E].
         """
         import torch
-        from torch.nn import functional
 
         held = self._at(as_of)
         given, rows = torch.from_numpy(raw), torch.from_numpy(places)
-        solved = self._method.again(entity, given, held.folded, held.happened, rows)
-        return functional.normalize(solved).numpy()
+        return self._method.again(entity, given, held.folded, held.happened, rows).numpy()
 
     def _at(self, as_of: datetime) -> _Moment:
         if self._held is None or self._held[0] != as_of:
@@ -212,11 +211,13 @@ def setting(
 
     if prior is None:
         return {}
-    kind, key = (FoldIn, KEY) if reads in (None, "choices") else (OutcomeFoldIn, OUTCOMES_KEY)
-    told = asdict(kind(prior) if half_life_days is None else kind(prior, half_life_days=half_life_days))
-    if key == OUTCOMES_KEY:
-        told["after_click"] = list(conversions or CONVERSION) if reads == "conversions" else []
-    return {key: told}
+    if reads in (None, "choices"):
+        return {KEY: asdict(FoldIn(prior) if half_life_days is None else FoldIn(prior, half_life_days=half_life_days))}
+    told = asdict(OutcomeFoldIn(prior))
+    if half_life_days is not None:
+        for entity in ENTITIES:
+            told[entity]["fades_days"] = half_life_days
+    return {OUTCOMES_KEY: {**told, "after_click": list(conversions or CONVERSION) if reads == "conversions" else []}}
 
 
 def of_space(
@@ -235,11 +236,8 @@ def of_space(
     if KEY in config:
         return ChoiceFolding(FoldIn(**config[KEY]), activity)
     if OUTCOMES_KEY in config:
-        # A space goes on as it began, with what later ones do left out.
-        told = {"rate": 0.0, "even": True, "after_click": (), **config[OUTCOMES_KEY]}
-        method = OutcomeFoldIn(**{**told, "after_click": tuple(told["after_click"])})
         check(config, log)
-        return OutcomeFolding(method, log, activity, coverage)
+        return OutcomeFolding(OutcomeFoldIn.of(config[OUTCOMES_KEY]), log, activity, coverage)
     return None
 
 

@@ -27,7 +27,7 @@ AGES = (1, 2, 4, 8, 16, 32)  # of clicks, in days: what follows them takes its t
 class OutcomeRows(NamedTuple):
     """Outcomes [P] of known users and items.
 
-    user, item int64: positions among the codes that were asked for; happened, offset, weight, rated float32 as in
+    user, item int64: positions among the codes that were asked for; happened, offset, weight, rated, age float32 as in
     `models.upstream.fold_in_outcomes.Outcomes`.
     """
 
@@ -37,6 +37,7 @@ class OutcomeRows(NamedTuple):
     offset: np.ndarray
     weight: np.ndarray
     rated: np.ndarray
+    age: np.ndarray
 
 
 class Read(NamedTuple):
@@ -59,8 +60,6 @@ class OutcomeReader:
     ----------
     reach
         How far back they are read.
-    half_life
-        After it an outcome counts half.
     users, items
         Codes of the users and items that count, ascending.
     """
@@ -68,7 +67,6 @@ class OutcomeReader:
     log: EventLog
     as_of: datetime
     reach: timedelta
-    half_life: timedelta
     users: np.ndarray
     items: np.ndarray
 
@@ -125,13 +123,13 @@ class OutcomeReader:
         values = [*(_numbered(rows[name]) for name in context), user, item]
         sizes = [*(int(value.max(initial=-1)) + 1 for value in values[:-2]), len(self.users), len(self.items)]
         offset, coefficients = additive_logits(happened, weight, values, sizes)
-        outcomes = _outcome_rows(user, item, happened, offset, weight * self._fading(rows), np.ones(len(rows)))
+        outcomes = _outcome_rows(user, item, happened, offset, weight, np.ones(len(rows)), self._ages(rows))
         return Read(outcomes, *(rates.astype(np.float32) for rates in coefficients[-2:]))
 
     def _activities(self, kinds: Collection[str]) -> OutcomeRows:
         """Return activities and then their negatives [A + A * K]."""
         rows = self._placed(self._events().filter(pl.col("event_type").is_in(kinds)))
-        user, item, weight = rows["user"].to_numpy(), rows["item"].to_numpy(), self._fading(rows)
+        user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
         day = rows["event_timestamp"].dt.epoch("d").to_numpy()
         rng = np.random.default_rng(int(self.as_of.timestamp()))
         # A log lies by time, so the activities of a day are side by side.
@@ -139,8 +137,9 @@ class OutcomeReader:
         drawn = [item[first + (rng.random(len(item)) * (last - first)).astype(np.int64)] for _ in range(NEGATIVES)]
         count, copies = len(item), NEGATIVES + 1
         happened, offset = np.repeat([True] + [False] * NEGATIVES, count), np.full(count * copies, -np.log(NEGATIVES))
-        beside, weights = np.concatenate([item, *drawn]), np.tile(weight, copies)
-        return _outcome_rows(np.tile(user, copies), beside, happened, offset, weights, np.zeros(count * copies))
+        beside, ages = np.concatenate([item, *drawn]), np.tile(self._ages(rows), copies)
+        same = np.ones(count * copies)
+        return _outcome_rows(np.tile(user, copies), beside, happened, offset, same, 0 * same, ages)
 
     def _events(self) -> pl.LazyFrame:
         return self.log.window(self.as_of - self.reach, self.as_of)
@@ -153,9 +152,10 @@ class OutcomeReader:
             found = found.join(places, on=f"{entity}_code", how="inner", maintain_order="left")
         return found.with_columns(pl.col("user", "item").cast(pl.Int64))
 
-    def _fading(self, events: pl.DataFrame) -> np.ndarray:
+    def _ages(self, events: pl.DataFrame) -> np.ndarray:
+        """Return how old events are, in days."""
         age_us = int(self.as_of.timestamp() * 1_000_000) - events["event_timestamp"].dt.epoch("us").to_numpy()
-        return np.exp2(-age_us / (self.half_life / timedelta(microseconds=1)))
+        return age_us / (timedelta(days=1) / timedelta(microseconds=1))
 
 
 def _outcome_rows(user: np.ndarray, item: np.ndarray, *rest: np.ndarray) -> OutcomeRows:

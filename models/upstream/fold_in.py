@@ -84,18 +84,22 @@ class Choices:
 
 @dataclass(frozen=True)
 class Folded:
+    """The result: unit vectors of users and items, float32 [U, E] and [I, E]."""
+
+    users: Tensor
+    items: Tensor
+
+
+@dataclass(frozen=True)
+class FoldedChoices(Folded):
     """The result, and what it takes to solve any row of it again.
 
     Attributes
     ----------
-    users, items
-        Unit vectors float32 [U, E] and [I, E].
     for_items, for_users
         What the last solution of the items and of the users was given: users [U, E] and items [I, E] as solved.
     """
 
-    users: Tensor
-    items: Tensor
     for_items: Tensor
     for_users: Tensor
 
@@ -104,7 +108,7 @@ class Folded:
         return self.for_users if entity == "user" else self.for_items
 
 
-def fold_in(users_UE: Tensor, items_IE: Tensor, choices: Choices, config: FoldIn) -> Folded:
+def fold_in(users_UE: Tensor, items_IE: Tensor, choices: Choices, config: FoldIn) -> FoldedChoices:
     """Return the vectors of users and items after the choices.
 
     Parameters
@@ -121,7 +125,7 @@ def fold_in(users_UE: Tensor, items_IE: Tensor, choices: Choices, config: FoldIn
         given = users
         solved = solve(items_IE, given, by_item, config)
         users = solve(users_UE, solved, choices, config)
-    return Folded(functional.normalize(users), functional.normalize(solved), given, solved)
+    return FoldedChoices(functional.normalize(users), functional.normalize(solved), given, solved)
 
 
 def solve(prior_XE: Tensor, other_YE: Tensor, choices: Choices, config: FoldIn) -> Tensor:

@@ -6,32 +6,77 @@ per user, with the model's vector as the mean of its prior: the random effects o
 (Zhang et al., GLMix: Generalized Linear Mixed Models For Large-Scale Response Prediction, KDD 2016). One Newton step
 each, for the model is near (docs/adr/0098-outcomes-are-folded-in.md).
 
+Two things let it go round twice (docs/adr/0102-two-paces-of-a-taste.md). A vector has a part that stays and one that
+moves: so many days ago the latter was but a share of what it is now. And what is not known of the other side counts:
+its variance stands in the regression, as in mean field (Lim and Teh, Variational Bayesian Approach to Movie Rating
+Prediction, KDD Cup and Workshop 2007).
+
 The intercepts of that regression, how much likelier a click is with this user or this item, are no product, and stand
 in coordinates of their own (docs/adr/0100-rates-have-a-coordinate.md).
 
-Legend: U users, I items, X rows being solved, Y the other side, P outcomes, E vector dim, R directions.
+Legend: U users, I items, X rows being solved, Y the other side, P outcomes, E vector dim, R directions, S segments of
+outcomes of one row and of about one age, L outcomes in each, K unknowns per row.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from feature_repo.contracts.errors import ConfigError
+from feature_repo.contracts.naming import ENTITIES
 from feature_repo.contracts.types import Entity
 from models.upstream.fold_in import Folded
-from models.upstream.solving import chunks, conjugate_gradients, pairs_of
+from models.upstream.solving import chunks, pairs_of, segments
 
-STEPS = 4  # of conjugate gradients
-CHUNK_FLOATS = 1 << 18  # vectors of the other side that stay in the cache
+CHUNK_FLOATS = 1 << 20  # vectors of the other side that stay in the cache
+LONGEST = 256  # segment
 DIRECTIONS = 32  # in which vectors are moved: those in which they vary; more are hardly used, and cost as much
 SCALE_ROWS, SCALE_STEPS = 1 << 20, 8  # outcomes that tell a scale, and Newton steps
 LEAST_VARIANCE = 1e-3  # of a direction, in proportion to that of all
 RATE_PRIOR = 5.0  # precision of a row's own rate, around what all rows of its kind tell: a deviation of 0.45 in logits
+SOLVED: tuple[tuple[Entity, Entity], ...] = (("item", "user"), ("user", "item"))  # one after the other, given the other
+# Outcomes between two of these ages, in days, are taken for as old as the middle of them.
+AGE_EDGES = torch.tensor([*range(11), 12, 14, 17, 20, 24, 29, 35, 42, 50, 60, 72, 86, 103, 124, 149, 179]).float()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How the rows of one side change.
+
+    Attributes
+    ----------
+    fades_days
+        After so many days an outcome counts half.
+    moving
+        Share of the prior's variance that is of the part that moves; with 0 all of a vector stays.
+    half_life_days
+        So many days ago the moving part was half of what it is now.
+    """
+
+    fades_days: float = 30.0
+    moving: float = 0.0
+    half_life_days: float = 10.0
+
+    def __post_init__(self) -> None:
+        if min(self.fades_days, self.half_life_days) <= 0:
+            raise ConfigError("fold_in: fades_days and half_life_days must be above 0.")
+        if not 0 <= self.moving < 1:
+            raise ConfigError("fold_in: moving must be at least 0 and below 1.")
+
+    @property
+    def precisions(self) -> Tensor:
+        """Precision of each part in proportion to that of both together [1 or 2]."""
+        return torch.tensor([1 / (1 - self.moving), 1 / self.moving] if self.moving else [1.0])
+
+    def parts(self, age: Tensor) -> Tensor:
+        """Return how much of each part there was so many days ago [any] -> [any, 1 or 2]."""
+        moved = torch.exp2(-age / self.half_life_days)
+        return torch.stack([torch.ones_like(age), moved] if self.moving else [torch.ones_like(age)], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -43,8 +88,6 @@ class OutcomeFoldIn:
     prior
         Precision of the prior around the model's unit vector: with 100 a coordinate may differ by about 0.1, on average
         over the directions; more in those in which the model's vectors vary more.
-    half_life_days
-        After so many days an outcome counts half. Whoever reads outcomes sees to it.
     rate
         What a row's own rate adds to its vector, per logit, before the vector is scaled to length 1; with 0 nothing.
     even
@@ -52,24 +95,54 @@ class OutcomeFoldIn:
     after_click
         Event types that are the outcomes, of clicks; without any, clicks are the outcomes, of impressions. Whoever
         reads outcomes sees to it.
+    rounds
+        How often items and then users are solved.
+    doubt
+        Share of the other side's variance that counts; with 0 its vectors are taken for true.
+    user, item
+        How either side changes.
     """
 
     prior: float = 100.0
-    half_life_days: float = 30.0
     rate: float = 0.3
     even: bool = False
     after_click: tuple[str, ...] = ()
+    rounds: int = 2
+    doubt: float = 0.25
+    user: Pace = field(default_factory=lambda: Pace(60.0, 0.4, 5.0))
+    item: Pace = field(default_factory=lambda: Pace(30.0, 0.05, 10.0))
 
     def __post_init__(self) -> None:
-        if min(self.prior, self.half_life_days) <= 0:
-            raise ConfigError("fold_in: prior and half_life_days must be above 0.")
-        if self.rate < 0:
-            raise ConfigError("fold_in: rate must not be below 0.")
+        if self.prior <= 0 or self.rounds < 1:
+            raise ConfigError("fold_in: prior must be above 0 and rounds at least 1.")
+        if min(self.rate, self.doubt) < 0:
+            raise ConfigError("fold_in: rate and doubt must not be below 0.")
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> OutcomeFoldIn:
+        """Return what a space's config says of it; a space goes on as it began, with what later ones do left out."""
+        one = {"fades_days": told.get("half_life_days", 30.0), "moving": 0.0}
+        began: dict[str, Any] = {
+            "rate": 0.0,
+            "even": True,
+            "after_click": (),
+            "rounds": 1,
+            "doubt": 0.0,
+            "user": one,
+            "item": one,
+        }
+        known = began | {name: value for name, value in told.items() if name != "half_life_days"}
+        known |= {entity: Pace(**known[entity]) for entity in ENTITIES}
+        return cls(**(known | {"after_click": tuple(known["after_click"])}))
+
+    def pace(self, entity: Entity) -> Pace:
+        """Return how an entity's rows change."""
+        return self.user if entity == "user" else self.item
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What happened or did not, sorted by the side that is solved.
+    """What happened or did not, sorted by the side that is solved and, of each of its rows, by age.
 
     Attributes
     ----------
@@ -80,9 +153,11 @@ class Outcomes:
     offset
         Its logit as far as everything but the two vectors tells, float32 [P].
     weight
-        What it counts, float32 [P].
+        What it counts, were it of today, float32 [P].
     rated
         1.0 where the row's own rate shows too (an impression), 0.0 where its popularity is not asked, float32 [P].
+    age
+        Days since, float32 [P].
     """
 
     row: Tensor
@@ -91,18 +166,17 @@ class Outcomes:
     offset: Tensor
     weight: Tensor
     rated: Tensor
+    age: Tensor
 
     @classmethod
-    def by(
-        cls, row: Tensor, other: Tensor, happened: Tensor, offset: Tensor, weight: Tensor, rated: Tensor
-    ) -> Outcomes:
-        """Sort outcomes by the side that is solved."""
-        order = torch.argsort(row, stable=True)
-        return cls(*(values[order] for values in (row, other, happened, offset, weight, rated)))
+    def by(cls, row: Tensor, other: Tensor, *rest: Tensor) -> Outcomes:
+        """Sort outcomes by the side that is solved; `rest` as the other attributes."""
+        order = torch.argsort(row * len(AGE_EDGES) + age_steps(rest[-1]), stable=True)
+        return cls(*(values[order] for values in (row, other, *rest)))
 
     def turned(self) -> Outcomes:
         """Return the same for the other side."""
-        return Outcomes.by(self.other, self.row, self.happened, self.offset, self.weight, self.rated)
+        return Outcomes.by(self.other, self.row, self.happened, self.offset, self.weight, self.rated, self.age)
 
     def take(self, chosen: slice | Tensor) -> Outcomes:
         """Return some of them."""
@@ -112,7 +186,17 @@ class Outcomes:
         """Return those of some rows [any], each by its position among `rows`."""
         place, at = pairs_of(self.row, rows)
         found = self.take(at)
-        return Outcomes(place, found.other, found.happened, found.offset, found.weight, found.rated)
+        return Outcomes(place, found.other, found.happened, found.offset, found.weight, found.rated, found.age)
+
+
+def age_steps(age: Tensor) -> Tensor:
+    """Return between which of `AGE_EDGES` ages lie, int64 [any]."""
+    return torch.bucketize(age, AGE_EDGES[1:], right=True)
+
+
+def step_ages() -> Tensor:
+    """Return what age an outcome of each step is taken for, in days [len(AGE_EDGES)]; of the last, where it begins."""
+    return torch.cat([(AGE_EDGES[:-1] + AGE_EDGES[1:]) / 2, AGE_EDGES[-1:]])
 
 
 @dataclass(frozen=True)
@@ -164,12 +248,53 @@ class Frame:
         """Return the precisions of the prior of an entity's vectors [R]."""
         return self.user_prior if entity == "user" else self.item_prior
 
+    def along(self, entity: Entity, vectors_XE: Tensor) -> Tensor:
+        """Return vectors less their kind's mean, along the directions [X, R]."""
+        return (vectors_XE - self.centre(entity)) @ self.directions
+
+
+class State(NamedTuple):
+    """How far rows have come from the model's vectors.
+
+    moved
+        What each part adds along the directions [X, 1 or 2, R]: the part that stays, and the one that moves, as of now.
+    rate
+        Their own rate, in logits, beside what the offset knows of it [X].
+    variance
+        What they may vary by along the directions, both parts together, as of now [X, R].
+    """
+
+    moved: Tensor
+    rate: Tensor
+    variance: Tensor
+
+    def take(self, rows: Tensor) -> State:
+        """Return those of some rows."""
+        return State(*(values[rows] for values in self))
+
+
+class Given(NamedTuple):
+    """The other side, as solving a row sees it: its parts [Y, 1 or 2, R], less their means, and variance [Y, R]."""
+
+    parts: Tensor
+    variance: Tensor
+
 
 @dataclass(frozen=True)
 class FoldedOutcomes(Folded):
-    """The result, and the frame in which any row can be solved again."""
+    """The result, and what it takes to solve any row of it again.
+
+    Attributes
+    ----------
+    frame
+        What all rows have in common.
+    before, given
+        Of each entity: how far its rows were before they were solved last, and what they were given.
+    """
 
     frame: Frame
+    before: dict[Entity, State]
+    given: dict[Entity, Given]
 
 
 def fold_in_outcomes(users_UE: Tensor, items_IE: Tensor, outcomes: BothSides, config: OutcomeFoldIn) -> FoldedOutcomes:
@@ -183,17 +308,26 @@ def fold_in_outcomes(users_UE: Tensor, items_IE: Tensor, outcomes: BothSides, co
         Of the window that counts.
     """
     frame = frame_of(users_UE, items_IE, outcomes.user, config)
-    items = solve_outcomes("item", items_IE, users_UE, outcomes.item, frame)
-    users = solve_outcomes("user", users_UE, items, outcomes.user, frame)
-    told_users = with_rates("user", users, outcomes.user_rates, config)
-    told_items = with_rates("item", items, outcomes.item_rates, config)
-    return FoldedOutcomes(functional.normalize(told_users), functional.normalize(told_items), users_UE, items, frame)
+    model: dict[Entity, Tensor] = {"user": users_UE, "item": items_IE}
+    state = {entity: start(entity, len(vectors), frame, config) for entity, vectors in model.items()}
+    before, given = dict(state), dict[Entity, Given]()
+    for _ in range(config.rounds):
+        for entity, other in SOLVED:
+            before[entity] = state[entity]
+            given[entity] = as_given(other, model[other], state[other], frame)
+            state[entity] = solve_outcomes(
+                entity, model[entity], before[entity], given[entity], outcomes.of(entity), frame, config
+            )
+    users, items = (
+        published(entity, model[entity], state[entity], outcomes.rates(entity), frame, config) for entity in ENTITIES
+    )
+    return FoldedOutcomes(users, items, frame, before, given)
 
 
 def frame_of(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes, config: OutcomeFoldIn) -> Frame:
     """Return what the model's vectors have in common; `outcomes` are by user."""
     directions = axes(users_UE, items_IE, config)
-    scale = fit_scale(users_UE, items_IE, outcomes)
+    scale = fit_scale(users_UE, items_IE, outcomes, config.user.fades_days)
     user_prior, item_prior = (precisions(vectors_XE @ directions, config) for vectors_XE in (users_UE, items_IE))
     return Frame(users_UE.mean(0), items_IE.mean(0), directions, scale, user_prior, item_prior)
 
@@ -250,57 +384,144 @@ def with_rates(entity: Entity, vectors_XE: Tensor, rates_X: Tensor, config: Outc
     return vectors_XE + (wanted_X2 - vectors_XE @ directions_E2) @ directions_E2.T
 
 
-def fit_scale(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes) -> float:
+def fit_scale(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes, fades_days: float) -> float:
     """Return the slope of the logits of outcomes in the products of the model's vectors less their means."""
     users, items = users_UE - users_UE.mean(0), items_IE - items_IE.mean(0)
     part = outcomes.take(slice(None, None, max(len(outcomes.row) // SCALE_ROWS, 1)))
     product = (users.index_select(0, part.row) * items.index_select(0, part.other)).sum(1).double()
+    weight = part.weight * torch.exp2(-part.age / fades_days)
     scale = 0.0
     for _ in range(SCALE_STEPS):
         chance = torch.sigmoid(part.offset + scale * product)
-        gradient = (part.weight * (part.happened - chance) * product).sum()
-        curve = (part.weight * chance * (1 - chance) * product.square()).sum()
+        gradient = (weight * (part.happened - chance) * product).sum()
+        curve = (weight * chance * (1 - chance) * product.square()).sum()
         scale += float(gradient / curve.clamp_min(1e-12))
     return max(scale, 0.0)
 
 
-def solve_outcomes(entity: Entity, prior_XE: Tensor, other_YE: Tensor, outcomes: Outcomes, frame: Frame) -> Tensor:
-    """Return every row's vector after a Newton step from the prior's mean, float32 [X, E].
+def start(entity: Entity, rows: int, frame: Frame, config: OutcomeFoldIn) -> State:
+    """Return the state of rows of which the model alone tells."""
+    prior = frame.prior(entity)
+    parts = len(config.pace(entity).precisions)
+    return State(torch.zeros(rows, parts, len(prior)), torch.zeros(rows), (1 / prior).expand(rows, -1))
 
-    The logit of an outcome is offset + scale * (x - centre) . (y - mean of all y) + rated * b, with a rate b of the
-    row's own, and products within the frame's directions. What all vectors of a side share says who is active and what
-    is popular, which the offset knows better. A row without outcomes keeps its prior.
+
+def as_given(entity: Entity, model_YE: Tensor, state: State, frame: Frame) -> Given:
+    """Return an entity as the other sees it; what all its rows share says what is active or popular, not what it is."""
+    parts = state.moved.clone()
+    parts[:, 0] += frame.along(entity, model_YE)
+    return Given(parts - parts.mean(0), state.variance)
+
+
+def published(
+    entity: Entity, model_XE: Tensor, state: State, rates_X: Tensor, frame: Frame, config: OutcomeFoldIn
+) -> Tensor:
+    """Return what is published of rows in a state: unit vectors [X, E], with their own rates."""
+    found_XE = model_XE + state.moved.sum(1) @ frame.directions.T
+    return functional.normalize(with_rates(entity, found_XE, rates_X, config))
+
+
+def solve_outcomes(
+    entity: Entity,
+    model_XE: Tensor,
+    state: State,
+    given: Given,
+    outcomes: Outcomes,
+    frame: Frame,
+    config: OutcomeFoldIn,
+) -> State:
+    """Return the state of rows a Newton step after another.
+
+    The logit of an outcome is offset + scale * x . y + rated * b, with x and y as they were at its age, less the means
+    of their sides, within the frame's directions, and a rate b of the row's own. What all vectors of a side share says
+    who is active and what is popular, which the offset knows better. Of y not being known, half the curve of the
+    outcome's loss times the variance of scale * x . y is added to that loss. A row without outcomes keeps its prior.
 
     Parameters
     ----------
-    prior_XE
+    model_XE
         The model's unit vectors of the rows: of all of the entity, or of some.
-    other_YE
-        Vectors of all of the other entity.
+    state
+        Of the same rows, where the step begins.
+    given
+        All of the other entity.
     """
-    found_XE = prior_XE.clone()
-    dim = frame.directions.shape[1]
-    other_YR = ((other_YE - other_YE.mean(0)) @ frame.directions) * frame.scale
-    start_XR = (prior_XE - frame.centre(entity)) @ frame.directions
-    precision = torch.cat([frame.prior(entity), torch.tensor([RATE_PRIOR])])
-    for rows, pairs in chunks(outcomes.row, len(prior_XE), max(CHUNK_FLOATS // dim, 1)):
-        part = outcomes.take(pairs)
-        place, weight = part.row - rows.start, part.weight
-        near = torch.empty(len(place), dim + 1)
-        near[:, :dim] = other_YR.index_select(0, part.other)
-        near[:, dim] = part.rated
-        told = part.offset + (start_XR[rows].index_select(0, place) * near[:, :dim]).sum(1)
-        chance = torch.sigmoid(told)
-        count = rows.stop - rows.start
-        nothing = torch.zeros(count, dim + 1)
-        gradient = nothing.index_add(0, place, near * ((part.happened - chance) * weight)[:, None])
-        curve = weight * chance * (1 - chance)
-        diagonal = nothing.index_add(0, place, near.square() * curve[:, None]) + precision
+    own, theirs = config.pace(entity), config.pace("item" if entity == "user" else "user")
+    parts, width = state.moved.shape[1:]
+    prior_K = torch.cat([*(frame.prior(entity) * share for share in own.precisions), torch.tensor([RATE_PRIOR])])
+    base_XR = frame.along(entity, model_XE)
+    steps, ages = age_steps(outcomes.age), step_ages()
+    own_shares, their_shares, fading = own.parts(ages), theirs.parts(ages), torch.exp2(-ages / own.fades_days)
+    found = State(state.moved.clone(), state.rate.clone(), state.variance.clone())
+    for rows, pairs in chunks(outcomes.row, len(model_XE), max(CHUNK_FLOATS // width, 1)):
+        part, step_P, count = outcomes.take(pairs), steps[pairs], rows.stop - rows.start
+        place_P = part.row - rows.start
+        matrix = torch.zeros(count, len(prior_K), len(prior_K))
+        wanted = torch.zeros(count, len(prior_K))
+        if len(place_P):
+            at, there = segments(place_P * len(ages) + step_P, LONGEST)
+            place, step, other = place_P[at[:, 0]], step_P[at[:, 0]], part.other[at]
+            shares = own_shares[step]
+            near = torch.empty(*at.shape, width + 1)
+            torch.sum(
+                given.parts.index_select(0, other.flatten()).view(*at.shape, -1, width)
+                * (frame.scale * their_shares[step])[:, None, :, None],
+                dim=2,
+                out=near[..., :width],
+            )
+            near[..., width] = part.rated[at]
+            x = base_XR[rows][place] + (state.moved[rows][place] * shares[:, :, None]).sum(1)
+            along = torch.cat([x, state.rate[rows][place, None]], dim=1)
+            chance = torch.sigmoid(part.offset[at] + torch.bmm(near, along[:, :, None])[:, :, 0])
+            weight = part.weight[at] * fading[step, None] * there
+            curve = weight * chance * (1 - chance)
+            square = torch.bmm(near.transpose(1, 2), near * curve[:, :, None])
+            pull = torch.bmm((weight * (part.happened[at] - chance))[:, None], near)[:, 0]
+            if config.doubt:
+                unsure = given.variance.index_select(0, other.flatten()).view(*at.shape, width)
+                unsure = torch.bmm(curve[:, None], unsure)[:, 0] * (config.doubt * frame.scale**2)
+                square[:, :width, :width] += torch.diag_embed(unsure)
+                pull[:, :width] -= unsure * x
+            _add(matrix, wanted, place, square, pull, shares)
+        matrix += torch.diag(prior_K)
+        moved = torch.cat([state.moved[rows].flatten(1), state.rate[rows, None]], dim=1)
+        wanted -= moved * prior_K
+        root = torch.linalg.cholesky(matrix)
+        moved = moved + torch.cholesky_solve(wanted[:, :, None], root)[:, :, 0]
+        inverse = torch.cholesky_inverse(root)[:, :-1, :-1].reshape(count, parts, width, parts, width)
+        found.moved[rows] = moved[:, :-1].view(count, parts, width)
+        found.rate[rows] = moved[:, -1]
+        found.variance[rows] = torch.diagonal(inverse.sum((1, 3)), dim1=1, dim2=2)
+    return found
 
-        def times(x: Tensor, place: Tensor = place, near: Tensor = near, curve: Tensor = curve) -> Tensor:
-            along = (x.index_select(0, place) * near).sum(1) * curve
-            return (x * precision).index_add_(0, place, near * along[:, None])
 
-        step = conjugate_gradients(times, partial(torch.mul, 1 / diagonal), gradient, nothing, STEPS)
-        found_XE[rows] += step[:, :dim] @ frame.directions.T
-    return found_XE
+def _add(matrix: Tensor, wanted: Tensor, place: Tensor, square: Tensor, pull: Tensor, shares: Tensor) -> None:
+    """Add the sums of segments to the equations of their rows, each part of a vector by its share at their age.
+
+    Parameters
+    ----------
+    matrix, wanted
+        Of the rows [X, K, K] and [X, K], added to.
+    place
+        Row of each segment, int64 [S].
+    square, pull
+        Sums of segments over the directions and the row's own rate [S, R + 1, R + 1] and [S, R + 1].
+    shares
+        [S, 1 or 2].
+    """
+    width = pull.shape[1] - 1
+    spans = [slice(part * width, (part + 1) * width) for part in range(shares.shape[1])]
+    for left, span in enumerate(spans):
+        share = shares[:, left]
+        wanted[:, span].index_add_(0, place, pull[:, :-1] * share[:, None])
+        rated = torch.zeros(len(matrix), width).index_add_(0, place, square[:, :-1, -1] * share[:, None])
+        matrix[:, span, -1] += rated
+        matrix[:, -1, span] += rated
+        for right in range(left, len(spans)):
+            both = square[:, :-1, :-1] * (share * shares[:, right])[:, None, None]
+            block = torch.zeros(len(matrix), width, width).index_add_(0, place, both)
+            matrix[:, span, spans[right]] += block
+            if right > left:
+                matrix[:, spans[right], span] += block
+    wanted[:, -1].index_add_(0, place, pull[:, -1])
+    matrix[:, -1, -1].index_add_(0, place, square[:, -1, -1])

@@ -1,6 +1,7 @@
-"""What solving very many small systems takes, each from the pairs of one row: runs of rows, and conjugate gradients.
+"""What solving very many small systems takes, each from the pairs of one row: runs of rows, segments of them of one
+length, and conjugate gradients.
 
-Legend: X rows being solved, P pairs sorted by row, N rows asked about, E unknowns per row.
+Legend: X rows being solved, P pairs sorted by row, N rows asked about, E unknowns per row, S segments, L their length.
 """
 
 from __future__ import annotations
@@ -37,6 +38,33 @@ def chunks(row: Tensor, rows: int, limit: int) -> Iterator[tuple[slice, slice]]:
         last = min(max(last, first + 1), first + limit, rows)
         yield slice(first, last), slice(pair, int(ends[last - 1]))
         first, pair = last, int(ends[last - 1])
+
+
+def segments(group: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Cut runs of pairs of one group into segments of one length, about that of most groups, so that they stack up.
+
+    Parameters
+    ----------
+    group
+        Of each pair, int64 [P]; those of one group are side by side.
+    longest
+        A segment is never longer.
+
+    Returns
+    -------
+    at, there
+        Positions of pairs int64 [S, L], all of a segment of one group, and which are there, bool [S, L]; where one is
+        not the segment ends, and the position is of any pair.
+    """
+    _, sizes = torch.unique_consecutive(group, return_counts=True)
+    length = min(max(len(group) // max(len(sizes), 1), 1), longest)
+    parts = (sizes + length - 1) // length
+    ends = torch.repeat_interleave(torch.cumsum(sizes, 0), parts)
+    number = torch.arange(len(ends)) - torch.repeat_interleave(torch.cumsum(parts, 0) - parts, parts)
+    first = ends - torch.repeat_interleave(sizes, parts) + number * length
+    at = first[:, None] + torch.arange(length)
+    there = at < ends[:, None]
+    return torch.where(there, at, first[:, None]), there
 
 
 def conjugate_gradients(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from datetime import timedelta
@@ -24,6 +25,7 @@ from jobs.snapshot_gate import judge
 from jobs.workspace import Workspace
 from models.upstream.derm import DERM
 from models.upstream.fold_in import FoldIn
+from models.upstream.fold_in_outcomes import OutcomeFoldIn
 from tests.lifecycle.conftest import CUT
 
 
@@ -127,12 +129,14 @@ def test_outcomes_are_folded_in_and_pass_the_gate(outcomes: Workspace) -> None:
 
 def test_a_space_goes_on_as_it_began(outcomes: Workspace) -> None:
     space = outcomes.ledger.space("shown")
-    told = {name: value for name, value in space.config[folding.OUTCOMES_KEY].items() if name not in ("rate", "even")}
+    prior = space.config[folding.OUTCOMES_KEY]["prior"]
+    told = {"prior": prior, "half_life_days": 30.0, "after_click": []}
     outcomes.ledger.put_space(replace(space, space_id="older", config={**space.config, folding.OUTCOMES_KEY: told}))
     outcomes.ledger.put_version(Version("v4", "older", "folds outcomes in", "upstream team", None))
     upstream = refresh.upstream_at(outcomes, "v4", CUT)
     method = folding.of_space(upstream.space.config, outcomes.log, lambda: upstream.tables.activity, timedelta(days=90))
     assert isinstance(method, folding.OutcomeFolding) and method.config.rate == 0 and method.config.even
+    assert method.config.rounds == 1 and method.config.doubt == 0 == method.config.user.moving
     with_rates = refresh.upstream_at(outcomes, "v3", CUT)
     assert np.abs(upstream.infer("user", CUT)[1] - with_rates.infer("user", CUT)[1]).max() > 0.01
 
@@ -199,9 +203,11 @@ def test_how_choices_fade_is_a_setting_of_what_folds_in() -> None:
     kept = FoldIn(**folding.setting(5.0, 90.0)[folding.KEY])
     assert (kept.prior, kept.half_life_days) == (5.0, 90.0)
     assert kept.reach_days == pytest.approx(598, abs=1)
-    assert folding.setting(50.0, reads="outcomes") == {
-        folding.OUTCOMES_KEY: {"prior": 50.0, "half_life_days": 30.0, "rate": 0.3, "even": False, "after_click": []}
-    }
+    (told,) = folding.setting(50.0, reads="outcomes").values()
+    assert told == json.loads(json.dumps(told)) and OutcomeFoldIn.of(told) == OutcomeFoldIn(50.0)
+    (slower,) = folding.setting(50.0, 90.0, "outcomes").values()
+    changed = OutcomeFoldIn.of(slower)
+    assert changed.user == replace(OutcomeFoldIn().user, fades_days=90.0) and changed.item.fades_days == 90
     told = [folding.setting(50.0, reads="conversions", conversions=kinds) for kinds in (None, ("add_to_cart",))]
     assert [one[folding.OUTCOMES_KEY]["after_click"] for one in told] == [["conversion"], ["add_to_cart"]]
     with pytest.raises(ValidationError, match="set fold_in too"):

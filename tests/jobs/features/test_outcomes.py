@@ -48,9 +48,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> EventLog:
     return ingested(rows, tmp_path_factory.mktemp("shown"))
 
 
-def read(log: EventLog, as_of: datetime, *, days: int = 30, half_life: float = 1e6, items: int = ITEMS) -> OutcomeRows:
-    reach, fades = timedelta(days=days), timedelta(days=half_life)
-    return OutcomeReader(log, as_of, reach, fades, np.arange(USERS), np.arange(items)).clicks(("click", "view")).rows
+def read(log: EventLog, as_of: datetime, *, days: int = 30, items: int = ITEMS) -> OutcomeRows:
+    reader = OutcomeReader(log, as_of, timedelta(days=days), np.arange(USERS), np.arange(items))
+    return reader.clicks(("click", "view")).rows
 
 
 def test_every_click_is_read_and_others_stand_for_those_that_are_not(log: EventLog) -> None:
@@ -100,10 +100,14 @@ def test_activities_stand_beside_what_others_turned_to_on_that_day(log: EventLog
     assert np.array_equal(read(log, START + timedelta(days=2)).item, both_days.item)
 
 
-def test_an_outcome_fades(log: EventLog) -> None:
-    rows = read(log, START + timedelta(days=10), half_life=2.0)
-    clicked = rows.weight[(rows.rated == 1) & (rows.happened == 1)]
-    assert 2**-5.1 < clicked.min() < 2**-4.5 and 0.9 < clicked.max() <= 1
+def test_an_outcome_has_an_age(log: EventLog) -> None:
+    rows = read(log, START + timedelta(days=10, hours=12))
+    shown = rows.rated == 1
+    for chosen, copies in ((shown, 1), (~shown, 1 + NEGATIVES)):
+        assert 0.5 <= rows.age[chosen].min() < 0.6 and 10.4 < rows.age[chosen].max() <= 10.5
+        # As even as the log: a tenth of it per day.
+        assert np.histogram(rows.age[chosen], 10, (0.5, 10.5))[0] / chosen.sum() == pytest.approx([0.1] * 10, abs=0.02)
+        assert copies * len(np.unique(rows.age[chosen])) == pytest.approx(chosen.sum(), rel=0.02)
 
 
 def test_items_without_a_vector_are_left_out(log: EventLog) -> None:
@@ -119,10 +123,10 @@ def test_offsets_tell_the_surface(log: EventLog) -> None:
     assert chance.max() > 0.2 and chance.min() < 0.1
 
 
-def test_rates_are_told_of_each_user_and_item_and_do_not_fade(log: EventLog) -> None:
-    as_of, days = START + timedelta(days=11), timedelta(days=30)
+def test_rates_are_told_of_each_user_and_item(log: EventLog) -> None:
+    as_of = START + timedelta(days=11)
     users, items = np.arange(USERS + 1), np.arange(ITEMS)
-    found = OutcomeReader(log, as_of, days, timedelta(days=1), users, items).clicks(("click",))
+    found = OutcomeReader(log, as_of, timedelta(days=30), users, items).clicks(("click",))
     assert found.user_rates.shape == (USERS + 1,) and found.item_rates.shape == (ITEMS,)
     assert found.user_rates[-1] == 0  # nothing was shown to nobody
     shown = log.coded(log.window(None, as_of)).collect()
@@ -131,8 +135,6 @@ def test_rates_are_told_of_each_user_and_item_and_do_not_fade(log: EventLog) -> 
         for kind in ("click", "impression")
     ]
     assert np.corrcoef(found.user_rates[:-1], counts[0] / counts[1])[0, 1] > 0.8  # one in five of the others is read
-    slow = OutcomeReader(log, as_of, days, 1000 * days, users, items).clicks(("click",))
-    assert np.array_equal(slow.user_rates, found.user_rates) and not np.allclose(slow.rows.weight, found.rows.weight)
 
 
 CLICKS, BUYERS = 2000, 7
@@ -158,9 +160,7 @@ def bought(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def after_clicks(log: EventLog, as_of: datetime, days: float = 30) -> Read:
-    reader = OutcomeReader(
-        log, as_of, timedelta(days=days), timedelta(days=1e6), np.arange(USERS + 1), np.arange(ITEMS)
-    )
+    reader = OutcomeReader(log, as_of, timedelta(days=days), np.arange(USERS + 1), np.arange(ITEMS))
     return reader.conversions(("cart", "conversion"))
 
 
@@ -188,7 +188,7 @@ def test_a_young_click_is_no_bad_one(bought: EventLog) -> None:
     as_of = START + timedelta(days=8)
     labels = Opportunities(bought, known_at=as_of).between(None, as_of)
     assert labels.filter(pl.col("event_timestamp") > as_of - timedelta(days=1))["conversion"].sum() == 0
-    reader = OutcomeReader(bought, as_of, timedelta(days=30), timedelta(days=1e6), np.arange(USERS), np.arange(ITEMS))
+    reader = OutcomeReader(bought, as_of, timedelta(days=30), np.arange(USERS), np.arange(ITEMS))
     rows = reader.conversions(("conversion",)).rows
     chance = 1 / (1 + np.exp(-rows.offset))
     assert chance.min() < 0.015 and chance.max() > 0.05

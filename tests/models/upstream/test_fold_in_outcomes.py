@@ -1,6 +1,8 @@
-"""Outcomes folded into vectors: the step that it says it is, row by row, and nearer to the truth after it."""
+"""Outcomes folded into vectors: the steps that it says they are, row by row, and nearer to the truth after them."""
 
 from __future__ import annotations
+
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,46 +15,94 @@ from models.upstream.fold_in_outcomes import (
     RATE_PRIOR,
     BothSides,
     Frame,
+    Given,
     OutcomeFoldIn,
     Outcomes,
+    Pace,
+    State,
+    age_steps,
     axes,
     fit_scale,
     fold_in_outcomes,
     precisions,
+    published,
     rate_directions,
     solve_outcomes,
+    start,
+    step_ages,
     with_rates,
 )
 
 USERS, ITEMS, DIM, SCALE = 80, 60, 8, 6.0
+STAYS = Pace(1e9, 0.0)
+ONCE = OutcomeFoldIn(rounds=1, doubt=0.0, user=STAYS, item=STAYS)
+MOVING = OutcomeFoldIn(prior=20.0, doubt=0.4, user=Pace(40.0, 0.4, 5.0), item=Pace(30.0, 0.2, 10.0))
 
 
 def unit(rows: int, seed: int, dim: int = DIM) -> Tensor:
     return functional.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)))
 
 
-def outcomes(users: Tensor, items: Tensor, each: int = 200, seed: int = 0) -> Outcomes:
-    """Show every user but the last `each` items that it likes by its vector; some count half, some are activities."""
+def outcomes(users: Tensor, items: Tensor, each: int = 200, seed: int = 0, then: Tensor | None = None) -> Outcomes:
+    """Show every user but the last `each` items that it likes by its vector; some count half, some are activities.
+
+    Those of the last three days by `users`, those of the 57 before, as many again, by `then`, if it is given.
+    """
     draw = torch.Generator().manual_seed(seed)
     row = torch.arange(len(users) - 1).repeat_interleave(each)
     item = torch.randint(len(items), (len(row),), generator=draw)
+    age = torch.rand(len(row), generator=draw) * 3
+    late = torch.rand(len(row), generator=draw) < 0.5
+    age = torch.where(late, age, 3 + 19 * age)
     offset = torch.full((len(row),), -1.0)
-    product = ((users - users.mean(0))[row] * (items - items.mean(0))[item]).sum(1)
+    mine = torch.where(late[:, None], users[row], (users if then is None else then)[row])
+    product = ((mine - users.mean(0)) * (items - items.mean(0))[item]).sum(1)
     happened = torch.bernoulli(torch.sigmoid(offset + SCALE * product), generator=draw)
     weight = torch.where(torch.arange(len(row)) % 3 == 0, 0.5, 1.0)
-    return Outcomes.by(row, item, happened, offset, weight, (torch.arange(len(row)) % 3 != 1).float())
+    return Outcomes.by(row, item, happened, offset, weight, (torch.arange(len(row)) % 3 != 1).float(), age)
 
 
-def textbook(prior: Tensor, centre: Tensor, other: Tensor, given: Outcomes, row: int, told: Tensor) -> Tensor:
-    """One Newton step of a logistic regression with a Gaussian prior, in double precision."""
-    mine = given.take(given.row == row)
-    near = torch.cat([(other - other.mean(0))[mine.other] * SCALE, mine.rated[:, None]], dim=1).double()
-    start = torch.cat([prior[row] - centre, torch.zeros(1)]).double()
-    chance = torch.sigmoid(mine.offset.double() + near @ start)
-    precision = torch.cat([told, torch.tensor([RATE_PRIOR])]).double()
-    gradient = near.T @ ((mine.happened - chance) * mine.weight)
-    hessian = near.T @ ((mine.weight * chance * (1 - chance))[:, None] * near) + torch.diag(precision)
-    return prior[row] + torch.linalg.solve(hessian, gradient)[:-1].float()
+def drawn(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def state_of(rows: int, config: OutcomeFoldIn) -> State:
+    """Some state of users in which nothing is 0."""
+    parts = len(config.user.precisions)
+    return State(drawn((rows, parts, DIM), 11) / 10, drawn((rows,), 12) / 10, torch.full((rows, DIM), torch.nan))
+
+
+def given_of(items: Tensor, config: OutcomeFoldIn) -> Given:
+    """Some items, as users are given them, with parts and variances that differ."""
+    parts = torch.stack([items - items.mean(0)] + [drawn(items.shape, 13) / 5] * (len(config.item.precisions) - 1), 1)
+    return Given(parts, torch.rand(items.shape, generator=torch.Generator().manual_seed(14)) / 20)
+
+
+def textbook(
+    base: Tensor, state: State, given: Given, outcomes: Outcomes, row: int, told: Tensor, config: OutcomeFoldIn
+) -> tuple[Tensor, Tensor]:
+    """One Newton step of a row [parts + 1 rate] and its variances, in double precision, one outcome after another."""
+    mine = outcomes.take(outcomes.row == row)
+    parts = state.moved.shape[1]
+    was = torch.cat([state.moved[row].flatten(), state.rate[row, None]]).double()
+    precision = torch.cat([*(told * share for share in config.user.precisions), torch.tensor([RATE_PRIOR])]).double()
+    gradient, hessian = -precision * was, torch.diag(precision)
+    for number in range(len(mine.row)):
+        age = step_ages()[age_steps(mine.age[number])]
+        own, theirs = config.user.parts(age).double(), config.item.parts(age).double()
+        near = SCALE * (theirs[:, None] * given.parts[mine.other[number]].double()).sum(0)
+        x = base[row].double() + (own[:, None] * state.moved[row].double()).sum(0)
+        chance = torch.sigmoid(mine.offset[number] + x @ near + mine.rated[number] * state.rate[row])
+        weight = mine.weight[number] * 2 ** (-age / config.user.fades_days)
+        along = torch.cat([torch.kron(own, near), mine.rated[number, None]])
+        gradient = gradient + weight * (mine.happened[number] - chance) * along
+        hessian = hessian + weight * chance * (1 - chance) * torch.outer(along, along)
+        unsure = weight * chance * (1 - chance) * config.doubt * SCALE**2 * given.variance[mine.other[number]]
+        gradient[:-1] -= torch.kron(own, unsure * x)
+        hessian[:-1, :-1] += torch.kron(torch.outer(own, own), torch.diag(unsure).double())
+    together = torch.cat([torch.eye(DIM).repeat(1, parts), torch.zeros(DIM, 1)], dim=1).double()
+    variance = torch.diagonal(together @ torch.linalg.inv(hessian) @ together.T)
+    return was + torch.linalg.solve(hessian, gradient), variance
 
 
 def frame(prior: Tensor, told: Tensor) -> Frame:
@@ -65,40 +115,56 @@ def both(given: Outcomes, rates: tuple[Tensor, Tensor] | None = None) -> BothSid
     return BothSides(given, given.turned(), user_rates, item_rates)
 
 
-def solved(prior: Tensor, other: Tensor, given: Outcomes, told: Tensor) -> Tensor:
-    return solve_outcomes("user", prior, other, given, frame(prior, told))
+def likeness(left: Tensor, right: Tensor, users: Tensor, items: Tensor) -> float:
+    """Return how well products tell the true ones."""
+    told = (left - left.mean(0)) @ (right - right.mean(0)).T
+    truth = (users - users.mean(0)) @ (items - items.mean(0)).T
+    return float(torch.corrcoef(torch.stack([told.flatten(), truth.flatten()]))[0, 1])
 
 
-def test_every_row_takes_the_newton_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STEPS", 30)
+@pytest.mark.parametrize("config", [ONCE, MOVING, replace(MOVING, user=STAYS), replace(MOVING, item=STAYS, doubt=0)])
+def test_every_row_takes_the_newton_step(config: OutcomeFoldIn) -> None:
     users, items, told = unit(USERS, 1), unit(ITEMS, 2), torch.linspace(2.0, 40.0, DIM)
-    given = outcomes(users, items)
-    found = solved(unit(USERS, 3), items, given, told)
-    for row in range(USERS - 1):
-        exact = textbook(unit(USERS, 3), unit(USERS, 3).mean(0), items, given, row, told)
-        assert torch.allclose(found[row], exact, atol=1e-4)
-    # Of the last user nothing is known.
-    assert torch.equal(found[-1], unit(USERS, 3)[-1])
+    outcome, prior = outcomes(users, items, each=90), unit(USERS, 3)
+    state, given = state_of(USERS, config), given_of(items, config)
+    found = solve_outcomes("user", prior, state, given, outcome, frame(prior, told), config)
+    for row in (0, 7, USERS - 2):
+        exact, variance = textbook(prior - prior.mean(0), state, given, outcome, row, told, config)
+        assert torch.allclose(torch.cat([found.moved[row].flatten(), found.rate[row, None]]), exact.float(), atol=1e-4)
+        assert torch.allclose(found.variance[row], variance.float(), rtol=1e-3)
+    # Of the last user nothing is known: it is where its prior is, and as uncertain.
+    assert found.moved[-1].abs().max() < 1e-6 and torch.allclose(found.variance[-1], 1 / told)
 
 
-def test_the_steps_that_are_taken_come_near_it() -> None:
-    users, items, told = unit(USERS, 1), unit(ITEMS, 2), torch.linspace(10.0, 80.0, DIM)
-    given = outcomes(users, items)
-    found = solved(unit(USERS, 3), items, given, told)
-    exact = [textbook(unit(USERS, 3), unit(USERS, 3).mean(0), items, given, row, told) for row in range(USERS - 1)]
-    moved = torch.linalg.norm(torch.stack(exact) - unit(USERS, 3)[:-1], dim=1)
-    assert (torch.linalg.norm(found[:-1] - torch.stack(exact), dim=1) / moved).max() < 0.05
-
-
-def test_chunks_and_samples_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_segments_and_samples_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     users, items, told = unit(USERS, 1), unit(ITEMS, 2), torch.full((DIM,), 100.0)
-    given, prior = outcomes(users, items), unit(USERS, 3)
-    whole = solved(prior, items, given, told)
+    outcome, prior = outcomes(users, items), unit(USERS, 3)
+    state, given, shared = state_of(USERS, MOVING), given_of(items, MOVING), frame(prior, told)
+    whole = solve_outcomes("user", prior, state, given, outcome, shared, MOVING)
     some = torch.tensor([7, 0, USERS - 1])
-    again = solve_outcomes("user", prior[some], items, given.of(some), frame(prior, told))
-    assert torch.allclose(again, whole[some], atol=1e-5)
-    monkeypatch.setattr(module, "CHUNK_FLOATS", 16 * DIM)
-    assert torch.allclose(solved(prior, items, given, told), whole, atol=1e-5)
+    again = solve_outcomes("user", prior[some], state.take(some), given, outcome.of(some), shared, MOVING)
+    for left, right in zip(again, whole.take(some), strict=True):
+        assert torch.allclose(left, right, atol=1e-5)
+    monkeypatch.setattr(module, "CHUNK_FLOATS", 300 * DIM)
+    monkeypatch.setattr(module, "LONGEST", 3)
+    for left, right in zip(solve_outcomes("user", prior, state, given, outcome, shared, MOVING), whole, strict=True):
+        assert torch.allclose(left, right, atol=1e-5)
+
+
+def test_any_row_can_be_solved_again_from_what_is_kept() -> None:
+    users, items = unit(USERS, 1, 40), unit(ITEMS, 2, 40)
+    model = {
+        "user": functional.normalize(users + unit(USERS, 5, 40)),
+        "item": functional.normalize(items + unit(ITEMS, 6, 40)),
+    }
+    happened = both(outcomes(users, items))
+    folded = fold_in_outcomes(model["user"], model["item"], happened, MOVING)
+    some = torch.tensor([4, 1])
+    for entity, whole in (("user", folded.users), ("item", folded.items)):
+        before, rows = folded.before[entity].take(some), happened.of(entity).of(some)
+        state = solve_outcomes(entity, model[entity][some], before, folded.given[entity], rows, folded.frame, MOVING)
+        again = published(entity, model[entity][some], state, torch.zeros(2), folded.frame, MOVING)
+        assert torch.allclose(again, whole[some], atol=1e-5)
 
 
 def test_what_was_known_badly_is_known_better_after_it() -> None:
@@ -106,40 +172,80 @@ def test_what_was_known_badly_is_known_better_after_it() -> None:
     users, items = unit(USERS, 1), unit(ITEMS, 2)
     given = outcomes(users, items, each=400)
     model = [functional.normalize(side + 0.6 * unit(len(side), 5)) for side in (users, items)]
+    found = {}
+    for config in (replace(ONCE, prior=10.0), OutcomeFoldIn(prior=10.0)):
+        folded = fold_in_outcomes(*model, both(given), config)
+        found[config.rounds] = likeness(folded.users, folded.items, users, items)
+        assert found[config.rounds] > likeness(*model, users, items) + 0.08
+        assert torch.allclose(torch.linalg.norm(folded.items, dim=1), torch.ones(ITEMS), atol=1e-5)
+        # The same outcomes dealt to anybody do not follow the model's products, and move nothing.
+        dealt = given.happened[torch.randperm(len(given.row), generator=torch.Generator().manual_seed(9))]
+        deaf = Outcomes.by(given.row, given.other, dealt, given.offset, given.weight, given.rated, given.age)
+        again = fold_in_outcomes(*model, both(deaf), config)
+        assert likeness(again.users, again.items, users, items) <= likeness(*model, users, items) + 1e-6
+    assert found[2] > found[1] + 0.01
 
-    def likeness(left: Tensor, right: Tensor) -> float:
-        told = (left - left.mean(0)) @ (right - right.mean(0)).T
-        truth = (users - users.mean(0)) @ (items - items.mean(0)).T
-        return float(torch.corrcoef(torch.stack([told.flatten(), truth.flatten()]))[0, 1])
 
-    config = OutcomeFoldIn(prior=10.0)
-    folded = fold_in_outcomes(*model, both(given), config)
-    assert likeness(folded.users, folded.items) > likeness(*model) + 0.08
-    assert torch.allclose(torch.linalg.norm(folded.items, dim=1), torch.ones(ITEMS), atol=1e-5)
-    # The same outcomes dealt to anybody do not follow the model's products, and move nothing.
-    dealt = given.happened[torch.randperm(len(given.row), generator=torch.Generator().manual_seed(9))]
-    deaf = Outcomes.by(given.row, given.other, dealt, given.offset, given.weight, given.rated)
-    again = fold_in_outcomes(*model, both(deaf), config)
-    assert likeness(again.users, again.items) <= likeness(*model) + 1e-6
+def test_who_has_changed_is_followed_and_who_has_not_is_remembered() -> None:
+    """Users liked something else until three days ago: a part that moves follows."""
+    now, items = unit(USERS, 1), unit(ITEMS, 2)
+    model = functional.normalize(now + 0.7 * unit(USERS, 5))
+    shared = {"prior": 5.0, "rate": 0.0, "even": True, "item": STAYS}
+    two = OutcomeFoldIn(**shared, user=Pace(1e9, 0.5, 3.0))
+    one = OutcomeFoldIn(**shared, user=STAYS)
+    changed = both(outcomes(now, items, each=400, then=unit(USERS, 8)))
+    moves, stays = (likeness(*told(model, items, changed, config), now, items) for config in (two, one))
+    assert moves > stays + 0.03
+    same = both(outcomes(now, items, each=400))
+    moves, stays = (likeness(*told(model, items, same, config), now, items) for config in (two, one))
+    assert moves > stays - 0.02
+
+
+def told(users: Tensor, items: Tensor, happened: BothSides, config: OutcomeFoldIn) -> tuple[Tensor, Tensor]:
+    folded = fold_in_outcomes(users, items, happened, config)
+    return folded.users, folded.items
+
+
+def test_what_is_not_known_of_an_item_makes_users_move_less() -> None:
+    users, items = unit(USERS, 1), unit(ITEMS, 2)
+    config, prior, outcome = replace(ONCE, doubt=1.0), unit(USERS, 3), outcomes(users, items)
+    shared, known = (
+        frame(prior, torch.full((DIM,), 5.0)),
+        start("user", USERS, frame(prior, torch.full((DIM,), 5.0)), ONCE),
+    )
+    sizes = []
+    for variance in (0.0, 0.02, 1.0):
+        given = Given((items - items.mean(0))[:, None], torch.full((ITEMS, DIM), variance))
+        x = prior - prior.mean(0) + solve_outcomes("user", prior, known, given, outcome, shared, config).moved[:, 0]
+        sizes.append(float(torch.linalg.norm(x[:-1], dim=1).mean()))
+    assert sizes[0] > 1.1 * sizes[1] > 2 * sizes[2]
+    # What is known of a row grows with its outcomes.
+    found = solve_outcomes("user", prior, known, given._replace(variance=0 * given.variance), outcome, shared, config)
+    assert found.variance[:-1].max() < found.variance[-1].min()
 
 
 def test_the_scale_is_the_slope_of_the_logits() -> None:
     users, items = unit(USERS, 1), unit(ITEMS, 2)
-    assert fit_scale(users, items, outcomes(users, items, each=2000)) == pytest.approx(SCALE, rel=0.05)
+    assert fit_scale(users, items, outcomes(users, items, each=2000), 1e9) == pytest.approx(SCALE, rel=0.05)
+    # What was liked long ago counts less.
+    turned = outcomes(users, items, each=2000, then=-users)
+    assert fit_scale(users, items, turned, 2.0) > fit_scale(users, items, turned, 1e9) + 1
     # Vectors that say the opposite are no reason to turn round.
-    assert fit_scale(-users, items, outcomes(users, items)) == 0.0
+    assert fit_scale(-users, items, outcomes(users, items), 1e9) == 0.0
 
 
 def test_long_vectors_move_where_vectors_vary() -> None:
     wide = 40
     turn = torch.linalg.qr(torch.randn(wide, wide, generator=torch.Generator().manual_seed(4)))[0][:, :DIM]
     users, items = unit(USERS, 1) @ turn.T, unit(ITEMS, 2) @ turn.T
-    directions = axes(users, items, OutcomeFoldIn(rate=0.0))
+    config = replace(MOVING, rate=0.0, even=True)
+    directions = axes(users, items, config)
     assert directions.shape == (wide, module.DIRECTIONS)
     assert torch.allclose(directions.T @ directions, torch.eye(module.DIRECTIONS), atol=1e-5)
     assert torch.allclose(directions @ (directions.T @ turn), turn, atol=1e-4)
     given = outcomes(users, items)
-    config = OutcomeFoldIn(rate=0.0, even=True)
+    # The other side may vary in 32 directions here and in 8 there, so that it is left out of account.
+    config = replace(config, doubt=0.0)
     folded = fold_in_outcomes(users, items, both(given), config)
     narrow = fold_in_outcomes(users @ turn, items @ turn, both(given), config)
     assert torch.allclose(folded.users @ turn, narrow.users, atol=1e-3)
@@ -150,6 +256,25 @@ def test_nothing_to_fold_in_leaves_the_model() -> None:
     nothing = outcomes(users, items).take(slice(0))
     folded = fold_in_outcomes(users, items, both(nothing), OutcomeFoldIn(rate=0.0))
     assert torch.allclose(folded.users, users, atol=1e-6) and torch.allclose(folded.items, items, atol=1e-6)
+
+
+def test_an_age_is_that_of_its_step() -> None:
+    ages = torch.tensor([0.0, 0.9, 1.0, 9.5, 13.9, 500.0])
+    steps = age_steps(ages)
+    assert steps.tolist() == [0, 0, 1, 9, 11, len(module.AGE_EDGES) - 1]
+    assert step_ages()[steps].tolist() == [0.5, 0.5, 1.5, 9.5, 13.0, 179.0]
+    # No step is longer than a fifth of its age from eleven days on.
+    wide = module.AGE_EDGES.diff()[11:] / module.AGE_EDGES[11:-1]
+    assert wide.max() < 0.22
+
+
+def test_a_space_goes_on_as_it_began() -> None:
+    """Settings of before two paces, rounds and doubt; and those of now, read back."""
+    old = OutcomeFoldIn.of({"prior": 30.0, "half_life_days": 20.0, "rate": 0.3, "even": False, "after_click": ["cart"]})
+    one = Pace(20.0, 0.0)
+    assert (old.user, old.item, old.rounds, old.doubt, old.after_click) == (one, one, 1, 0.0, ("cart",))
+    assert OutcomeFoldIn.of({"prior": 30.0, "half_life_days": 20.0}).even
+    assert OutcomeFoldIn.of(asdict(MOVING)) == MOVING
 
 
 def test_where_vectors_vary_more_they_may_move_more() -> None:
@@ -200,7 +325,13 @@ def test_rates_are_told_and_products_know_nothing_of_them() -> None:
     assert with_rates("user", users, rates[0], OutcomeFoldIn(rate=0.0)) is users
 
 
-@pytest.mark.parametrize("bad", [{"prior": 0.0}, {"half_life_days": -1.0}, {"rate": -0.1}])
+@pytest.mark.parametrize("bad", [{"prior": 0.0}, {"rounds": 0}, {"rate": -0.1}, {"doubt": -0.1}])
 def test_settings_that_mean_nothing_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"above 0|below 0"):
         OutcomeFoldIn(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"fades_days": 0.0}, {"half_life_days": -1.0}, {"moving": 1.0}, {"moving": -0.1}])
+def test_paces_that_mean_nothing_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"above 0|below 1"):
+        Pace(**bad)
