@@ -6,12 +6,13 @@ the figures say what vectors hold and nothing of rankers. Read on the days betwe
 the test period, with the snapshots that were readable when they began.
 
     python -m benchmarks.world_vectors --home world-home   # --users, --items ... of the world, as simulated
+    python -m benchmarks.world_vectors --home world-home --ways   # v1's model and ways to fold outcomes in, first day
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from jobs.world.config import WorldConfig, checked
 from jobs.world.outcomes import sigmoid
 from jobs.world.world import World
 from models.metrics import roc_auc
+from models.upstream.fold_in_outcomes import OutcomeFoldIn, Pace
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,32 @@ def published(ws: Workspace, version: str, moment: datetime) -> tuple[Vectors, V
     return users, items
 
 
-def made(ws: Workspace, version: str, moment: datetime, prior: float | None) -> tuple[Vectors, Vectors]:
+STILL = Pace(30.0, 0.0)
+WAYS = {
+    "the model alone": None,
+    "one round, one pace": OutcomeFoldIn(rounds=1, doubt=0.0, user=STILL, item=STILL),
+    "one round, two paces": OutcomeFoldIn(rounds=1, doubt=0.0),
+    "and the other side's variance": OutcomeFoldIn(rounds=1),
+    "two rounds, one pace": OutcomeFoldIn(doubt=0.0, user=STILL, item=STILL),
+    "and the other side's variance, one pace": OutcomeFoldIn(user=STILL, item=STILL),
+    "two rounds, two paces": OutcomeFoldIn(doubt=0.0),
+    "two rounds, two paces and the other side's variance": OutcomeFoldIn(),
+    "three rounds": OutcomeFoldIn(rounds=3),
+    "all of the variance": OutcomeFoldIn(doubt=1.0),
+    "prior half as narrow": OutcomeFoldIn(prior=50.0),
+    "prior twice as narrow": OutcomeFoldIn(prior=200.0),
+    "items in one pace": OutcomeFoldIn(item=STILL),
+    "users' moving part half as much": OutcomeFoldIn(user=replace(OutcomeFoldIn().user, moving=0.2)),
+    "users' moving part four times as slow": OutcomeFoldIn(user=replace(OutcomeFoldIn().user, half_life_days=20.0)),
+}
+
+
+def made(ws: Workspace, version: str, moment: datetime, config: OutcomeFoldIn | None) -> tuple[Vectors, Vectors]:
     """Return what a version's model makes of a moment, by itself or with outcomes folded in."""
     space = ws.ledger.space(ws.ledger.version(version).space_id)
     own = {key: value for key, value in space.config.items() if key not in (folding.KEY, folding.OUTCOMES_KEY)}
-    upstream = Upstream(ws, replace(space, config={**own, **folding.setting(prior, reads="outcomes")}))
+    told = {} if config is None else {folding.OUTCOMES_KEY: asdict(config)}
+    upstream = Upstream(ws, replace(space, config={**own, **told}))
     users, items = (upstream.infer(entity, moment)[:2] for entity in ENTITIES)
     return users, items
 
@@ -134,16 +157,17 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True, help="home folder after `headwater backfill`")
     for name, value in (("users", 10_000), ("items", 3000), ("days", 120), ("impressions", 5_500_000), ("seed", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--fold-in", type=float, nargs="*", default=[], help="priors to try on the first day")
+    parser.add_argument("--ways", nargs="*", choices=list(WAYS), help="ways to try on the first day; all by default")
+    parser.add_argument("--version", default="v1", help="whose model they are tried with")
     chosen = vars(parser.parse_args())
-    ws, priors = Workspace.open(chosen.pop("home")), chosen.pop("fold_in")
+    ws, ways, tried = Workspace.open(chosen.pop("home")), chosen.pop("ways"), chosen.pop("version")
     ws.use_threads()
     config = checked(**chosen)
     first, last, cut = (
         (moment - config.start) // timedelta(days=1)
         for moment in (ws.splits.train_end, ws.splits.valid_end, ws.splits.upstream_end)
     )
-    days = shown(config, first, first + 1 if priors else last)
+    days = shown(config, first, last if ways is None else first + 1)
     rows = joined(days)
     old = rows.born < cut
     print(f"Days {first} to {first + len(days) - 1}: {len(rows.click):,} impressions, {int(rows.click.sum()):,} clicks")
@@ -157,10 +181,10 @@ def main() -> None:
         shares = [part.share(values) for part, values in split(rows, product, old)]
         print(f"| {name} | " + " | ".join(f"{share:.0%}" for share in shares) + f" | {there.mean():.0%} |", flush=True)
 
-    if priors:
-        for prior in (None, *priors):
-            vectors = made(ws, "v1", config.start + timedelta(days=first), prior)
-            tell("v1's model" if prior is None else f"and outcomes, {prior:g}", [products(vectors, rows, config)])
+    if ways is not None:
+        for name in ways or WAYS:
+            vectors = made(ws, tried, config.start + timedelta(days=first), WAYS[name])
+            tell(name, [products(vectors, rows, config)])
         return
     for version in (upstream.version for upstream in ws.config.upstreams):
         moments = (config.start + timedelta(days=day) for day in range(first, last))

@@ -11,8 +11,8 @@ moves: so many days ago the latter was but a share of what it is now. And what i
 its variance stands in the regression, as in mean field (Lim and Teh, Variational Bayesian Approach to Movie Rating
 Prediction, KDD Cup and Workshop 2007).
 
-The intercepts of that regression, how much likelier a click is with this user or this item, are no product, and stand
-in coordinates of their own (docs/adr/0100-rates-have-a-coordinate.md).
+How much likelier a click is with this user or this item is no product, and stands in coordinates of its own
+(docs/adr/0100-rates-have-a-coordinate.md).
 
 Legend: U users, I items, X rows being solved, Y the other side, P outcomes, E vector dim, R directions, S segments of
 outcomes of one row and of about one age, L outcomes in each, K unknowns per row.
@@ -38,7 +38,9 @@ LONGEST = 256  # segment
 DIRECTIONS = 32  # in which vectors are moved: those in which they vary; more are hardly used, and cost as much
 SCALE_ROWS, SCALE_STEPS = 1 << 20, 8  # outcomes that tell a scale, and Newton steps
 LEAST_VARIANCE = 1e-3  # of a direction, in proportion to that of all
-RATE_PRIOR = 5.0  # precision of a row's own rate, around what all rows of its kind tell: a deviation of 0.45 in logits
+# Precision of a row's own intercepts around what all rows of its kind tell: a deviation of 0.45 in logits.
+OWN_PRIOR = 5.0
+NONE = 1e9  # precision of what is not there
 SOLVED: tuple[tuple[Entity, Entity], ...] = (("item", "user"), ("user", "item"))  # one after the other, given the other
 # Outcomes between two of these ages, in days, are taken for as old as the middle of them.
 AGE_EDGES = torch.tensor([*range(11), 12, 14, 17, 20, 24, 29, 35, 42, 50, 60, 72, 86, 103, 124, 149, 179]).float()
@@ -99,6 +101,8 @@ class OutcomeFoldIn:
         How often items and then users are solved.
     doubt
         Share of the other side's variance that counts; with 0 its vectors are taken for true.
+    intercepts
+        Rows have an intercept among activities too, and either side is given the other's.
     user, item
         How either side changes.
     """
@@ -109,6 +113,7 @@ class OutcomeFoldIn:
     after_click: tuple[str, ...] = ()
     rounds: int = 2
     doubt: float = 0.25
+    intercepts: bool = True
     user: Pace = field(default_factory=lambda: Pace(60.0, 0.4, 5.0))
     item: Pace = field(default_factory=lambda: Pace(30.0, 0.05, 10.0))
 
@@ -128,6 +133,7 @@ class OutcomeFoldIn:
             "after_click": (),
             "rounds": 1,
             "doubt": 0.0,
+            "intercepts": False,
             "user": one,
             "item": one,
         }
@@ -155,7 +161,8 @@ class Outcomes:
     weight
         What it counts, were it of today, float32 [P].
     rated
-        1.0 where the row's own rate shows too (an impression), 0.0 where its popularity is not asked, float32 [P].
+        1.0 where the offset knows how much likelier it is with this row and the other (an impression), 0.0 where it
+        does not (an activity among others), float32 [P].
     age
         Days since, float32 [P].
     """
@@ -258,14 +265,15 @@ class State(NamedTuple):
 
     moved
         What each part adds along the directions [X, 1 or 2, R]: the part that stays, and the one that moves, as of now.
-    rate
-        Their own rate, in logits, beside what the offset knows of it [X].
+    own
+        Their own intercepts, in logits, among impressions, beside what the offset knows of them, and among activities:
+        who turns to much that he likes does so to less of all the rest [X, 2].
     variance
         What they may vary by along the directions, both parts together, as of now [X, R].
     """
 
     moved: Tensor
-    rate: Tensor
+    own: Tensor
     variance: Tensor
 
     def take(self, rows: Tensor) -> State:
@@ -274,10 +282,14 @@ class State(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The other side, as solving a row sees it: its parts [Y, 1 or 2, R], less their means, and variance [Y, R]."""
+    """The other side, as solving a row sees it.
+
+    Its parts [Y, 1 or 2, R], less their means, their variance [Y, R], and its own intercepts [Y, 2].
+    """
 
     parts: Tensor
     variance: Tensor
+    own: Tensor
 
 
 @dataclass(frozen=True)
@@ -314,7 +326,7 @@ def fold_in_outcomes(users_UE: Tensor, items_IE: Tensor, outcomes: BothSides, co
     for _ in range(config.rounds):
         for entity, other in SOLVED:
             before[entity] = state[entity]
-            given[entity] = as_given(other, model[other], state[other], frame)
+            given[entity] = as_given(other, model[other], state[other], frame, config)
             state[entity] = solve_outcomes(
                 entity, model[entity], before[entity], given[entity], outcomes.of(entity), frame, config
             )
@@ -403,14 +415,14 @@ def start(entity: Entity, rows: int, frame: Frame, config: OutcomeFoldIn) -> Sta
     """Return the state of rows of which the model alone tells."""
     prior = frame.prior(entity)
     parts = len(config.pace(entity).precisions)
-    return State(torch.zeros(rows, parts, len(prior)), torch.zeros(rows), (1 / prior).expand(rows, -1))
+    return State(torch.zeros(rows, parts, len(prior)), torch.zeros(rows, 2), (1 / prior).expand(rows, -1))
 
 
-def as_given(entity: Entity, model_YE: Tensor, state: State, frame: Frame) -> Given:
+def as_given(entity: Entity, model_YE: Tensor, state: State, frame: Frame, config: OutcomeFoldIn) -> Given:
     """Return an entity as the other sees it; what all its rows share says what is active or popular, not what it is."""
     parts = state.moved.clone()
     parts[:, 0] += frame.along(entity, model_YE)
-    return Given(parts - parts.mean(0), state.variance)
+    return Given(parts - parts.mean(0), state.variance, state.own * config.intercepts)
 
 
 def published(
@@ -432,10 +444,11 @@ def solve_outcomes(
 ) -> State:
     """Return the state of rows a Newton step after another.
 
-    The logit of an outcome is offset + scale * x . y + rated * b, with x and y as they were at its age, less the means
-    of their sides, within the frame's directions, and a rate b of the row's own. What all vectors of a side share says
-    who is active and what is popular, which the offset knows better. Of y not being known, half the curve of the
-    outcome's loss times the variance of scale * x . y is added to that loss. A row without outcomes keeps its prior.
+    The logit of an outcome is offset + scale * x . y + b + c, with x and y as they were at its age, less the means of
+    their sides, within the frame's directions, and the intercepts of the row and of the other. What all vectors of a
+    side share says who is active and what is popular, which the offset knows better. As y is not known, half the curve
+    of the outcome's loss times the variance of scale * x . y is added to that loss. A row without outcomes keeps its
+    prior.
 
     Parameters
     ----------
@@ -448,11 +461,12 @@ def solve_outcomes(
     """
     own, theirs = config.pace(entity), config.pace("item" if entity == "user" else "user")
     parts, width = state.moved.shape[1:]
-    prior_K = torch.cat([*(frame.prior(entity) * share for share in own.precisions), torch.tensor([RATE_PRIOR])])
+    own_prior = torch.tensor([OWN_PRIOR, OWN_PRIOR if config.intercepts else NONE])
+    prior_K = torch.cat([*(frame.prior(entity) * share for share in own.precisions), own_prior])
     base_XR = frame.along(entity, model_XE)
     steps, ages = age_steps(outcomes.age), step_ages()
     own_shares, their_shares, fading = own.parts(ages), theirs.parts(ages), torch.exp2(-ages / own.fades_days)
-    found = State(state.moved.clone(), state.rate.clone(), state.variance.clone())
+    found = State(*(values.clone() for values in state))
     for rows, pairs in chunks(outcomes.row, len(model_XE), max(CHUNK_FLOATS // width, 1)):
         part, step_P, count = outcomes.take(pairs), steps[pairs], rows.stop - rows.start
         place_P = part.row - rows.start
@@ -462,17 +476,18 @@ def solve_outcomes(
             at, there = segments(place_P * len(ages) + step_P, LONGEST)
             place, step, other = place_P[at[:, 0]], step_P[at[:, 0]], part.other[at]
             shares = own_shares[step]
-            near = torch.empty(*at.shape, width + 1)
+            near = torch.empty(*at.shape, width + 2)
             torch.sum(
                 given.parts.index_select(0, other.flatten()).view(*at.shape, -1, width)
                 * (frame.scale * their_shares[step])[:, None, :, None],
                 dim=2,
                 out=near[..., :width],
             )
-            near[..., width] = part.rated[at]
+            near[..., width], near[..., width + 1] = part.rated[at], 1 - part.rated[at]
             x = base_XR[rows][place] + (state.moved[rows][place] * shares[:, :, None]).sum(1)
-            along = torch.cat([x, state.rate[rows][place, None]], dim=1)
-            chance = torch.sigmoid(part.offset[at] + torch.bmm(near, along[:, :, None])[:, :, 0])
+            along = torch.cat([x, state.own[rows][place]], dim=1)
+            offset = part.offset[at] + (given.own[other] * near[..., width:]).sum(-1)
+            chance = torch.sigmoid(offset + torch.bmm(near, along[:, :, None])[:, :, 0])
             weight = part.weight[at] * fading[step, None] * there
             curve = weight * chance * (1 - chance)
             square = torch.bmm(near.transpose(1, 2), near * curve[:, :, None])
@@ -484,13 +499,13 @@ def solve_outcomes(
                 pull[:, :width] -= unsure * x
             _add(matrix, wanted, place, square, pull, shares)
         matrix += torch.diag(prior_K)
-        moved = torch.cat([state.moved[rows].flatten(1), state.rate[rows, None]], dim=1)
+        moved = torch.cat([state.moved[rows].flatten(1), state.own[rows]], dim=1)
         wanted -= moved * prior_K
         root = torch.linalg.cholesky(matrix)
         moved = moved + torch.cholesky_solve(wanted[:, :, None], root)[:, :, 0]
-        inverse = torch.cholesky_inverse(root)[:, :-1, :-1].reshape(count, parts, width, parts, width)
-        found.moved[rows] = moved[:, :-1].view(count, parts, width)
-        found.rate[rows] = moved[:, -1]
+        inverse = torch.cholesky_inverse(root)[:, :-2, :-2].reshape(count, parts, width, parts, width)
+        found.moved[rows] = moved[:, :-2].view(count, parts, width)
+        found.own[rows] = moved[:, -2:]
         found.variance[rows] = torch.diagonal(inverse.sum((1, 3)), dim1=1, dim2=2)
     return found
 
@@ -505,23 +520,26 @@ def _add(matrix: Tensor, wanted: Tensor, place: Tensor, square: Tensor, pull: Te
     place
         Row of each segment, int64 [S].
     square, pull
-        Sums of segments over the directions and the row's own rate [S, R + 1, R + 1] and [S, R + 1].
+        Sums of segments over the directions and the row's own intercepts [S, R + 2, R + 2] and [S, R + 2].
     shares
         [S, 1 or 2].
     """
-    width = pull.shape[1] - 1
+    width = pull.shape[1] - 2
     spans = [slice(part * width, (part + 1) * width) for part in range(shares.shape[1])]
+
+    def summed(values: Tensor) -> Tensor:
+        return torch.zeros(len(matrix), *values.shape[1:]).index_add_(0, place, values)
+
     for left, span in enumerate(spans):
         share = shares[:, left]
-        wanted[:, span].index_add_(0, place, pull[:, :-1] * share[:, None])
-        rated = torch.zeros(len(matrix), width).index_add_(0, place, square[:, :-1, -1] * share[:, None])
-        matrix[:, span, -1] += rated
-        matrix[:, -1, span] += rated
+        wanted[:, span] += summed(pull[:, :width] * share[:, None])
+        beside = summed(square[:, :width, width:] * share[:, None, None])
+        matrix[:, span, -2:] += beside
+        matrix[:, -2:, span] += beside.transpose(1, 2)
         for right in range(left, len(spans)):
-            both = square[:, :-1, :-1] * (share * shares[:, right])[:, None, None]
-            block = torch.zeros(len(matrix), width, width).index_add_(0, place, both)
+            block = summed(square[:, :width, :width] * (share * shares[:, right])[:, None, None])
             matrix[:, span, spans[right]] += block
             if right > left:
                 matrix[:, spans[right], span] += block
-    wanted[:, -1].index_add_(0, place, pull[:, -1])
-    matrix[:, -1, -1].index_add_(0, place, square[:, -1, -1])
+    wanted[:, -2:] += summed(pull[:, width:])
+    matrix[:, -2:, -2:] += summed(square[:, width:, width:])

@@ -12,7 +12,7 @@ from torch.nn import functional
 from feature_repo.contracts.errors import ConfigError
 from models.upstream import fold_in_outcomes as module
 from models.upstream.fold_in_outcomes import (
-    RATE_PRIOR,
+    OWN_PRIOR,
     BothSides,
     Frame,
     Given,
@@ -35,7 +35,7 @@ from models.upstream.fold_in_outcomes import (
 
 USERS, ITEMS, DIM, SCALE = 80, 60, 8, 6.0
 STAYS = Pace(1e9, 0.0)
-ONCE = OutcomeFoldIn(rounds=1, doubt=0.0, user=STAYS, item=STAYS)
+ONCE = OutcomeFoldIn(rounds=1, doubt=0.0, intercepts=False, user=STAYS, item=STAYS)
 MOVING = OutcomeFoldIn(prior=20.0, doubt=0.4, user=Pace(40.0, 0.4, 5.0), item=Pace(30.0, 0.2, 10.0))
 
 
@@ -69,38 +69,46 @@ def drawn(shape: tuple[int, ...], seed: int) -> Tensor:
 def state_of(rows: int, config: OutcomeFoldIn) -> State:
     """Some state of users in which nothing is 0."""
     parts = len(config.user.precisions)
-    return State(drawn((rows, parts, DIM), 11) / 10, drawn((rows,), 12) / 10, torch.full((rows, DIM), torch.nan))
+    return State(
+        drawn((rows, parts, DIM), 11) / 10,
+        drawn((rows, 2), 12) / 10 * torch.tensor([1.0, config.intercepts]),
+        torch.full((rows, DIM), torch.nan),
+    )
 
 
 def given_of(items: Tensor, config: OutcomeFoldIn) -> Given:
     """Some items, as users are given them, with parts and variances that differ."""
     parts = torch.stack([items - items.mean(0)] + [drawn(items.shape, 13) / 5] * (len(config.item.precisions) - 1), 1)
-    return Given(parts, torch.rand(items.shape, generator=torch.Generator().manual_seed(14)) / 20)
+    variance = torch.rand(items.shape, generator=torch.Generator().manual_seed(14)) / 20
+    return Given(parts, variance, drawn((len(items), 2), 15) / 5 * config.intercepts)
 
 
 def textbook(
     base: Tensor, state: State, given: Given, outcomes: Outcomes, row: int, told: Tensor, config: OutcomeFoldIn
 ) -> tuple[Tensor, Tensor]:
-    """One Newton step of a row [parts + 1 rate] and its variances, in double precision, one outcome after another."""
+    """One Newton step of a row [parts + 2 own] and its variances, in double precision, one outcome after another."""
     mine = outcomes.take(outcomes.row == row)
     parts = state.moved.shape[1]
-    was = torch.cat([state.moved[row].flatten(), state.rate[row, None]]).double()
-    precision = torch.cat([*(told * share for share in config.user.precisions), torch.tensor([RATE_PRIOR])]).double()
+    was = torch.cat([state.moved[row].flatten(), state.own[row]]).double()
+    own_prior = torch.tensor([OWN_PRIOR, OWN_PRIOR if config.intercepts else 1e12])
+    precision = torch.cat([*(told * share for share in config.user.precisions), own_prior]).double()
     gradient, hessian = -precision * was, torch.diag(precision)
     for number in range(len(mine.row)):
         age = step_ages()[age_steps(mine.age[number])]
         own, theirs = config.user.parts(age).double(), config.item.parts(age).double()
         near = SCALE * (theirs[:, None] * given.parts[mine.other[number]].double()).sum(0)
         x = base[row].double() + (own[:, None] * state.moved[row].double()).sum(0)
-        chance = torch.sigmoid(mine.offset[number] + x @ near + mine.rated[number] * state.rate[row])
+        kind = torch.stack([mine.rated[number], 1 - mine.rated[number]]).double()
+        offset = mine.offset[number] + kind @ (state.own[row] + given.own[mine.other[number]]).double()
+        chance = torch.sigmoid(offset + x @ near)
         weight = mine.weight[number] * 2 ** (-age / config.user.fades_days)
-        along = torch.cat([torch.kron(own, near), mine.rated[number, None]])
+        along = torch.cat([torch.kron(own, near), kind])
         gradient = gradient + weight * (mine.happened[number] - chance) * along
         hessian = hessian + weight * chance * (1 - chance) * torch.outer(along, along)
         unsure = weight * chance * (1 - chance) * config.doubt * SCALE**2 * given.variance[mine.other[number]]
-        gradient[:-1] -= torch.kron(own, unsure * x)
-        hessian[:-1, :-1] += torch.kron(torch.outer(own, own), torch.diag(unsure).double())
-    together = torch.cat([torch.eye(DIM).repeat(1, parts), torch.zeros(DIM, 1)], dim=1).double()
+        gradient[:-2] -= torch.kron(own, unsure * x)
+        hessian[:-2, :-2] += torch.kron(torch.outer(own, own), torch.diag(unsure).double())
+    together = torch.cat([torch.eye(DIM).repeat(1, parts), torch.zeros(DIM, 2)], dim=1).double()
     variance = torch.diagonal(together @ torch.linalg.inv(hessian) @ together.T)
     return was + torch.linalg.solve(hessian, gradient), variance
 
@@ -130,7 +138,7 @@ def test_every_row_takes_the_newton_step(config: OutcomeFoldIn) -> None:
     found = solve_outcomes("user", prior, state, given, outcome, frame(prior, told), config)
     for row in (0, 7, USERS - 2):
         exact, variance = textbook(prior - prior.mean(0), state, given, outcome, row, told, config)
-        assert torch.allclose(torch.cat([found.moved[row].flatten(), found.rate[row, None]]), exact.float(), atol=1e-4)
+        assert torch.allclose(torch.cat([found.moved[row].flatten(), found.own[row]]), exact.float(), atol=1e-4)
         assert torch.allclose(found.variance[row], variance.float(), rtol=1e-3)
     # Of the last user nothing is known: it is where its prior is, and as uncertain.
     assert found.moved[-1].abs().max() < 1e-6 and torch.allclose(found.variance[-1], 1 / told)
@@ -215,13 +223,43 @@ def test_what_is_not_known_of_an_item_makes_users_move_less() -> None:
     )
     sizes = []
     for variance in (0.0, 0.02, 1.0):
-        given = Given((items - items.mean(0))[:, None], torch.full((ITEMS, DIM), variance))
+        given = Given((items - items.mean(0))[:, None], torch.full((ITEMS, DIM), variance), torch.zeros(ITEMS, 2))
         x = prior - prior.mean(0) + solve_outcomes("user", prior, known, given, outcome, shared, config).moved[:, 0]
         sizes.append(float(torch.linalg.norm(x[:-1], dim=1).mean()))
     assert sizes[0] > 1.1 * sizes[1] > 2 * sizes[2]
     # What is known of a row grows with its outcomes.
     found = solve_outcomes("user", prior, known, given._replace(variance=0 * given.variance), outcome, shared, config)
     assert found.variance[:-1].max() < found.variance[-1].min()
+
+
+def test_who_turns_to_much_that_he_likes_is_not_thought_to_like_all() -> None:
+    """Choices among items, each beside some that others chose: who likes few much chooses all others less."""
+    # Tastes of different strengths: what is chosen is a softmax, whose normalizer no product tells.
+    strength = torch.linspace(0.0, 2.0, USERS)[:, None]
+    users, items, draw = unit(USERS, 1) * strength, unit(ITEMS, 2), torch.Generator().manual_seed(7)
+    share = torch.softmax(SCALE * users @ items.T, dim=1)
+    row = torch.arange(USERS).repeat_interleave(150)
+    chosen = torch.multinomial(share, 150, replacement=True, generator=draw).flatten()
+    others = chosen[torch.randint(len(chosen), (8 * len(row),), generator=draw)]
+    happened = (torch.arange(9 * len(row)) < len(row)).float()
+    same = torch.ones_like(happened)
+    offset, age = -same * torch.log(torch.tensor(8.0)), same
+    given = both(Outcomes.by(row.repeat(9), torch.cat([chosen, others]), happened, offset, same, 0 * same, age))
+    model = functional.normalize(users + 0.7 * unit(USERS, 5)), functional.normalize(items + 0.7 * unit(ITEMS, 6))
+    found = {}
+    for intercepts in (True, False):
+        config = OutcomeFoldIn(prior=5.0, rate=0.0, even=True, intercepts=intercepts, user=STAYS, item=STAYS)
+        folded = fold_in_outcomes(*model, given, config)
+        found[intercepts] = likeness(folded.users, folded.items, unit(USERS, 1), items)
+        state = solve_outcomes(
+            "user", model[0], folded.before["user"], folded.given["user"], given.user, folded.frame, config
+        )
+        if intercepts:
+            # The normalizer of a softmax grows with the strength.
+            assert torch.corrcoef(torch.stack([state.own[:, 1], strength[:, 0]]))[0, 1] < -0.5
+        else:
+            assert state.own[:, 1].abs().max() < 1e-3
+    assert found[True] > found[False] + 0.01
 
 
 def test_the_scale_is_the_slope_of_the_logits() -> None:
@@ -273,6 +311,7 @@ def test_a_space_goes_on_as_it_began() -> None:
     old = OutcomeFoldIn.of({"prior": 30.0, "half_life_days": 20.0, "rate": 0.3, "even": False, "after_click": ["cart"]})
     one = Pace(20.0, 0.0)
     assert (old.user, old.item, old.rounds, old.doubt, old.after_click) == (one, one, 1, 0.0, ("cart",))
+    assert not old.intercepts
     assert OutcomeFoldIn.of({"prior": 30.0, "half_life_days": 20.0}).even
     assert OutcomeFoldIn.of(asdict(MOVING)) == MOVING
 
