@@ -104,17 +104,17 @@ def published(ws: Workspace, version: str, moment: datetime) -> tuple[Vectors, V
 
 
 STILL = Pace(30.0, 0.0)
-WAYS = {
+WAYS: dict[str, OutcomeFoldIn | None] = {
     "the model alone": None,
-    "one round, one pace": OutcomeFoldIn(rounds=1, doubt=0.0, user=STILL, item=STILL),
-    "one round, two paces": OutcomeFoldIn(rounds=1, doubt=0.0),
-    "and the other side's variance": OutcomeFoldIn(rounds=1),
-    "two rounds, one pace": OutcomeFoldIn(doubt=0.0, user=STILL, item=STILL),
-    "and the other side's variance, one pace": OutcomeFoldIn(user=STILL, item=STILL),
-    "two rounds, two paces": OutcomeFoldIn(doubt=0.0),
-    "two rounds, two paces and the other side's variance": OutcomeFoldIn(),
+    "one round, one pace, the other side taken for true": OutcomeFoldIn.of({"rate": 0.3, "even": False}),
+    "and two paces": OutcomeFoldIn(rounds=1, doubt=0.0, intercepts=False),
+    "and the other side's variance, two rounds": OutcomeFoldIn(intercepts=False),
+    "and intercepts: as it is": OutcomeFoldIn(),
+    "one pace": OutcomeFoldIn(user=STILL, item=STILL),
+    "one round": OutcomeFoldIn(rounds=1),
     "three rounds": OutcomeFoldIn(rounds=3),
-    "all of the variance": OutcomeFoldIn(doubt=1.0),
+    "the other side taken for true": OutcomeFoldIn(doubt=0.0),
+    "all of its variance": OutcomeFoldIn(doubt=1.0),
     "prior half as narrow": OutcomeFoldIn(prior=50.0),
     "prior twice as narrow": OutcomeFoldIn(prior=200.0),
     "items in one pace": OutcomeFoldIn(item=STILL),

@@ -130,7 +130,7 @@ class OutcomeFolding:
 
         before, rows = folded.before[entity].take(places), happened.of(entity).of(places)
         state = solve_outcomes(entity, raw, before, folded.given[entity], rows, folded.frame, self.config)
-        return published(entity, raw, state, happened.rates(entity)[places], folded.frame, self.config)
+        return published(entity, raw, state, folded.rates[entity][places], folded.frame, self.config)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ its variance stands in the regression, as in mean field (Lim and Teh, Variationa
 Prediction, KDD Cup and Workshop 2007).
 
 How much likelier a click is with this user or this item is no product, and stands in coordinates of its own
-(docs/adr/0100-rates-have-a-coordinate.md).
+(docs/adr/0100-rates-have-a-coordinate.md): given what the vectors tell, for who is shown what he likes clicks more
+(docs/adr/0103-rates-are-told-beside-tastes.md).
 
 Legend: U users, I items, X rows being solved, Y the other side, P outcomes, E vector dim, R directions, S segments of
 outcomes of one row and of about one age, L outcomes in each, K unknowns per row.
@@ -41,6 +42,7 @@ LEAST_VARIANCE = 1e-3  # of a direction, in proportion to that of all
 # Precision of a row's own intercepts around what all rows of its kind tell: a deviation of 0.45 in logits.
 OWN_PRIOR = 5.0
 NONE = 1e9  # precision of what is not there
+SWEEPS = 4  # over rates beside what vectors tell
 SOLVED: tuple[tuple[Entity, Entity], ...] = (("item", "user"), ("user", "item"))  # one after the other, given the other
 # Outcomes between two of these ages, in days, are taken for as old as the middle of them.
 AGE_EDGES = torch.tensor([*range(11), 12, 14, 17, 20, 24, 29, 35, 42, 50, 60, 72, 86, 103, 124, 149, 179]).float()
@@ -102,7 +104,8 @@ class OutcomeFoldIn:
     doubt
         Share of the other side's variance that counts; with 0 its vectors are taken for true.
     intercepts
-        Rows have an intercept among activities too, and either side is given the other's.
+        Rows have an intercept among activities too, either side is given the other's, and rates are those beside what
+        vectors tell.
     user, item
         How either side changes.
     """
@@ -302,11 +305,14 @@ class FoldedOutcomes(Folded):
         What all rows have in common.
     before, given
         Of each entity: how far its rows were before they were solved last, and what they were given.
+    rates
+        Of each entity: its own rates, in logits [U] and [I].
     """
 
     frame: Frame
     before: dict[Entity, State]
     given: dict[Entity, Given]
+    rates: dict[Entity, Tensor]
 
 
 def fold_in_outcomes(users_UE: Tensor, items_IE: Tensor, outcomes: BothSides, config: OutcomeFoldIn) -> FoldedOutcomes:
@@ -330,10 +336,15 @@ def fold_in_outcomes(users_UE: Tensor, items_IE: Tensor, outcomes: BothSides, co
             state[entity] = solve_outcomes(
                 entity, model[entity], before[entity], given[entity], outcomes.of(entity), frame, config
             )
+    rates = {entity: outcomes.rates(entity) for entity in ENTITIES}
+    if config.rate and config.intercepts:
+        sides = {entity: as_given(entity, model[entity], state[entity], frame, config) for entity in ENTITIES}
+        beside = rates_beside(outcomes.user, sides, frame.scale, config)
+        rates = {entity: rates[entity] + beside[entity] for entity in ENTITIES}
     users, items = (
-        published(entity, model[entity], state[entity], outcomes.rates(entity), frame, config) for entity in ENTITIES
+        published(entity, model[entity], state[entity], rates[entity], frame, config) for entity in ENTITIES
     )
-    return FoldedOutcomes(users, items, frame, before, given)
+    return FoldedOutcomes(users, items, frame, before, given, rates)
 
 
 def frame_of(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes, config: OutcomeFoldIn) -> Frame:
@@ -423,6 +434,54 @@ def as_given(entity: Entity, model_YE: Tensor, state: State, frame: Frame, confi
     parts = state.moved.clone()
     parts[:, 0] += frame.along(entity, model_YE)
     return Given(parts - parts.mean(0), state.variance, state.own * config.intercepts)
+
+
+def rates_beside(
+    outcomes: Outcomes, sides: dict[Entity, Given], scale: float, config: OutcomeFoldIn
+) -> dict[Entity, Tensor]:
+    """Return what to add to the rates that offsets add up, so that they are those beside what vectors tell.
+
+    Logits, by entity: [U] and [I].
+
+    A user whom a log shows what he likes clicks more, and so is an item clicked that is shown to who likes it: that is
+    taste, and products tell it. One slope of them is fitted to where rates show, and users' and items' own rates.
+
+    Parameters
+    ----------
+    outcomes
+        By user.
+    sides
+        Either side as the other sees it.
+    scale
+        Logits that a product is worth.
+    """
+    part = outcomes.take(outcomes.rated > 0)
+    places: tuple[tuple[Entity, Tensor], ...] = (("user", part.row), ("item", part.other))
+    step, ages = age_steps(part.age), step_ages()
+    product = torch.empty(len(part.row))
+    for pairs in torch.arange(len(part.row)).split(CHUNK_FLOATS // sides["user"].parts.shape[-1]):
+        user, item = (
+            (sides[entity].parts[at[pairs]] * config.pace(entity).parts(ages)[step[pairs]][:, :, None]).sum(1)
+            for entity, at in places
+        )
+        product[pairs] = scale * (user * item).sum(1)
+    told = torch.stack([product, torch.ones_like(product)], dim=1)  # a slope, and what all have in common
+    common, own = torch.tensor([1.0, 0.0]), {entity: torch.zeros(len(side.parts)) for entity, side in sides.items()}
+
+    def slopes() -> tuple[Tensor, Tensor]:
+        """Return the gradient of the log likelihood in each logit, and its curvature."""
+        chance = torch.sigmoid(part.offset + told @ common + own["user"][part.row] + own["item"][part.other])
+        return part.weight * (part.happened - chance), part.weight * chance * (1 - chance)
+
+    for _ in range(SWEEPS):
+        gradient, curve = slopes()
+        hessian = (told * curve[:, None]).T @ told + 1e-3 * torch.eye(2)
+        common = common + torch.linalg.solve(hessian.double(), (gradient @ told).double()).float()
+        for entity, at in places:
+            gradient, curve = slopes()
+            pull = torch.zeros_like(own[entity]).index_add_(0, at, gradient) - OWN_PRIOR * own[entity]
+            own[entity] = own[entity] + pull / (torch.zeros_like(pull).index_add_(0, at, curve) + OWN_PRIOR)
+    return own
 
 
 def published(

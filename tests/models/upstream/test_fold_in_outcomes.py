@@ -171,7 +171,7 @@ def test_any_row_can_be_solved_again_from_what_is_kept() -> None:
     for entity, whole in (("user", folded.users), ("item", folded.items)):
         before, rows = folded.before[entity].take(some), happened.of(entity).of(some)
         state = solve_outcomes(entity, model[entity][some], before, folded.given[entity], rows, folded.frame, MOVING)
-        again = published(entity, model[entity][some], state, torch.zeros(2), folded.frame, MOVING)
+        again = published(entity, model[entity][some], state, folded.rates[entity][some], folded.frame, MOVING)
         assert torch.allclose(again, whole[some], atol=1e-5)
 
 
@@ -262,6 +262,40 @@ def test_who_turns_to_much_that_he_likes_is_not_thought_to_like_all() -> None:
     assert found[True] > found[False] + 0.01
 
 
+def test_rates_are_those_beside_what_vectors_tell() -> None:
+    """Who is shown what he likes clicks more, and what is shown to who likes it is clicked more: no rate of theirs."""
+    draw = torch.Generator().manual_seed(3)
+    users, items = unit(USERS, 1, 40), unit(ITEMS, 2, 40)
+    liked = 10 * (users - users.mean(0)) @ (items - items.mean(0)).T
+    user_bias, item_bias = (torch.randn(count, generator=draw) * 0.45 for count in (USERS, ITEMS))
+    # Some users are shown what they like, others the opposite.
+    policy = torch.linspace(-1.0, 1.0, USERS)[:, None]
+    row = torch.arange(USERS).repeat_interleave(800)
+    item = torch.multinomial(torch.softmax(policy * liked, dim=1), 800, replacement=True, generator=draw).flatten()
+    logit = -1.5 + user_bias[row] + item_bias[item] + liked[row, item]
+    happened = torch.bernoulli(torch.sigmoid(logit), generator=draw)
+    same = torch.ones(len(row))
+    clicks = Outcomes.by(row, item, happened, -1.5 * same, same, same, same)
+    folded = fold_in_outcomes(users, items, both(clicks), OutcomeFoldIn(user=STAYS, item=STAYS))
+    for entity, at, truth, least in (("user", row, user_bias, 0.9), ("item", item, item_bias, 0.9)):
+        share = torch.bincount(at, happened, len(truth)) / torch.bincount(at, minlength=len(truth)).clamp_min(1)
+        marginal = torch.logit(share.clamp(0.01, 0.99))
+        found, plain = (float(torch.corrcoef(torch.stack([x, truth]))[0, 1]) for x in (folded.rates[entity], marginal))
+        assert found > least > plain + 0.05, (entity, found, plain)
+    # Rates that the offsets know already are not told twice, and a space from before tells those alone.
+    known = folded.rates["user"], folded.rates["item"]
+    offset = -1.5 + known[0][row] + known[1][item]
+    again = fold_in_outcomes(
+        users,
+        items,
+        both(Outcomes.by(row, item, happened, offset, same, same, same), known),
+        OutcomeFoldIn(user=STAYS, item=STAYS),
+    )
+    assert all((again.rates[entity] - folded.rates[entity]).abs().mean() < 0.1 for entity in ("user", "item"))
+    before = fold_in_outcomes(users, items, both(clicks, known), replace(ONCE, rate=0.3))
+    assert torch.equal(before.rates["user"], known[0])
+
+
 def test_the_scale_is_the_slope_of_the_logits() -> None:
     users, items = unit(USERS, 1), unit(ITEMS, 2)
     assert fit_scale(users, items, outcomes(users, items, each=2000), 1e9) == pytest.approx(SCALE, rel=0.05)
@@ -347,8 +381,8 @@ def test_rates_are_told_and_products_know_nothing_of_them() -> None:
     folded = fold_in_outcomes(users, items, both(given, rates), config)
     silent = fold_in_outcomes(users, items, both(given), config)
     for side, other, own, at in (
-        (folded.users, silent.users, rates[0], 0),
-        (folded.items, silent.items, rates[1], 1),
+        (folded.users, silent.users, folded.rates["user"], 0),
+        (folded.items, silent.items, folded.rates["item"], 1),
     ):
         told = side @ rate_directions(dim)
         assert torch.allclose(torch.linalg.norm(side, dim=1), torch.ones(len(side)), atol=1e-5)
@@ -356,8 +390,10 @@ def test_rates_are_told_and_products_know_nothing_of_them() -> None:
         assert (told[:, at] / own).median() == pytest.approx(0.5, rel=0.1)
         assert told[:, 1 - at].abs().max() < 1e-6
         # What is left of a vector is what it would be without rates, shortened.
-        left = functional.normalize(side - told @ rate_directions(dim).T)
-        assert torch.allclose(left, other, atol=1e-5)
+        left, rest = (
+            functional.normalize(x - x @ rate_directions(dim) @ rate_directions(dim).T) for x in (side, other)
+        )
+        assert torch.allclose(left, rest, atol=1e-5)
     some = torch.tensor([3, 0])
     whole = with_rates("user", users, rates[0], config)
     assert torch.allclose(with_rates("user", users[some], rates[0][some], config), whole[some])
