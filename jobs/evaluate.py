@@ -71,7 +71,7 @@ def run(
             scores = {"recall_at_100": {row["model"]: round(row["recall_at_100"], 4) for row in table}}
         else:
             task = _task(consumer, folder)
-            scored = _Scored.read(ws, consumer, folder, truth)
+            scored = Scored.read(ws, consumer, folder, truth)
             rows = _lift(ws, scored, task)
             oracle += [row for row in rows if row["embeddings"] == "oracle"]
             lift += [row for row in rows if row["embeddings"] != "oracle"]
@@ -138,7 +138,7 @@ def _task(consumer: dict[str, Any], folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Scored:
+class Scored:
     """The test rows of a consumer with the logits of every ranker: N rows, S seeds.
 
     Attributes
@@ -161,7 +161,7 @@ class _Scored:
     curves: list[dict[str, Any]]
 
     @classmethod
-    def read(cls, ws: Workspace, consumer: dict[str, Any], folder: Path, truth: Path | None) -> _Scored:
+    def read(cls, ws: Workspace, consumer: dict[str, Any], folder: Path, truth: Path | None) -> Scored:
         from jobs.truth import oracle_logits
 
         test = np.load(folder / "test.npz")
@@ -177,7 +177,7 @@ class _Scored:
         return cls(facts, logits.pop("none"), logits, oracle, rows, curves)
 
 
-def _lift(ws: Workspace, scored: _Scored, task: str) -> list[dict[str, Any]]:
+def _lift(ws: Workspace, scored: Scored, task: str) -> list[dict[str, Any]]:
     from jobs.evaluate_groups import too_few
     from models.bootstrap import bootstrap_lift
 
@@ -220,7 +220,7 @@ def _lift(ws: Workspace, scored: _Scored, task: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _calibration_error(scored: _Scored, key: str) -> float | None:
+def _calibration_error(scored: Scored, key: str) -> float | None:
     """Return how far predictions lie from the observed rate of their bin, mean over seeds; None for an oracle."""
     from models.metrics import calibration
 
@@ -231,7 +231,7 @@ def _calibration_error(scored: _Scored, key: str) -> float | None:
     return float(np.mean([calibration(label, row, weight).expected_error for row in logits]))
 
 
-def _together(ws: Workspace, scored: _Scored) -> list[dict[str, Any]]:
+def _together(ws: Workspace, scored: Scored) -> list[dict[str, Any]]:
     """Hold the ranker with every embedding against each with the embeddings of one upstream: what does more add?"""
     from models.bootstrap import bootstrap_lift
 
@@ -245,7 +245,7 @@ def _together(ws: Workspace, scored: _Scored) -> list[dict[str, Any]]:
     return rows
 
 
-def _groups(ws: Workspace, scored: _Scored) -> list[dict[str, Any]]:
+def _groups(ws: Workspace, scored: Scored) -> list[dict[str, Any]]:
     from jobs.evaluate_groups import groups_of, lift_by_group
 
     # The row that the headline is about, and the one with everything in it.
