@@ -92,7 +92,10 @@ class Upstream(_Settings):
         "conversion_events or without, by the same. null: choices",
     )
     fold_in_half_life_days: float | None = Field(
-        None, gt=0, description="days after which a choice that is folded in counts half; null: 30"
+        None,
+        gt=0,
+        description="days after which a choice that is folded in counts half; null: 30, of outcomes 60 for users and "
+        "30 for items",
     )
     seed: int = 0
     start_from: str | None = Field(
