@@ -34,7 +34,7 @@ from feature_repo.contracts.types import Entity
 from models.upstream.fold_in import Folded
 from models.upstream.solving import chunks, pairs_of, segments
 
-CHUNK_FLOATS = 1 << 20  # vectors of the other side that stay in the cache
+CHUNK_FLOATS = 1 << 18  # vectors of the other side that stay in the cache
 LONGEST = 256  # segment
 DIRECTIONS = 32  # in which vectors are moved: those in which they vary; more are hardly used, and cost as much
 SCALE_ROWS, SCALE_STEPS = 1 << 20, 8  # outcomes that tell a scale, and Newton steps
