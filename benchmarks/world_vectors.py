@@ -31,7 +31,7 @@ from jobs.world.config import WorldConfig, checked
 from jobs.world.outcomes import sigmoid
 from jobs.world.world import World
 from models.metrics import roc_auc
-from models.upstream.fold_in_outcomes import OutcomeFoldIn, Pace
+from models.upstream.outcome_settings import OutcomeFoldIn, Pace
 
 
 @dataclass(frozen=True)

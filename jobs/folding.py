@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from jobs.features.history import Activity
     from jobs.features.log import EventLog
     from models.upstream.fold_in import Choices, Folded, FoldedChoices, FoldIn
-    from models.upstream.fold_in_outcomes import BothSides, FoldedOutcomes, OutcomeFoldIn
+    from models.upstream.fold_in_outcomes import FoldedOutcomes
+    from models.upstream.outcome_settings import OutcomeFoldIn
+    from models.upstream.outcomes import BothSides
 
 Codes = dict[Entity, np.ndarray]
 # In a space's config, by what is folded in.
@@ -109,7 +111,7 @@ class OutcomeFolding:
         import torch
 
         from jobs.features.outcomes import OutcomeReader
-        from models.upstream.fold_in_outcomes import BothSides, Outcomes
+        from models.upstream.outcomes import BothSides, Outcomes
 
         reader = OutcomeReader(self.log, as_of, self.coverage, codes["user"], codes["item"])
         after = self.config.after_click
@@ -126,7 +128,8 @@ class OutcomeFolding:
 
     def again(self, entity: Entity, raw: Tensor, folded: FoldedOutcomes, happened: BothSides, places: Tensor) -> Tensor:
         """Solve some rows of an entity."""
-        from models.upstream.fold_in_outcomes import published, solve_outcomes
+        from models.upstream.fold_in_outcomes import published
+        from models.upstream.outcome_solving import solve_outcomes
 
         before, rows = folded.before[entity].take(places), happened.of(entity).of(places)
         state = solve_outcomes(entity, raw, before, folded.given[entity], rows, folded.frame, self.config)
@@ -207,7 +210,7 @@ def setting(
     """
     from jobs.features.labels import CONVERSION
     from models.upstream.fold_in import FoldIn
-    from models.upstream.fold_in_outcomes import OutcomeFoldIn
+    from models.upstream.outcome_settings import OutcomeFoldIn
 
     if prior is None:
         return {}
@@ -231,7 +234,7 @@ def of_space(
         As :func:`check`.
     """
     from models.upstream.fold_in import FoldIn
-    from models.upstream.fold_in_outcomes import OutcomeFoldIn
+    from models.upstream.outcome_settings import OutcomeFoldIn
 
     if KEY in config:
         return ChoiceFolding(FoldIn(**config[KEY]), activity)

@@ -28,7 +28,7 @@ class OutcomeRows(NamedTuple):
     """Outcomes [P] of known users and items.
 
     user, item int64: positions among the codes that were asked for; happened, offset, weight, rated, age float32 as in
-    `models.upstream.fold_in_outcomes.Outcomes`.
+    `models.upstream.outcomes.Outcomes`.
     """
 
     user: np.ndarray

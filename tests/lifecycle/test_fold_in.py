@@ -25,7 +25,7 @@ from jobs.snapshot_gate import judge
 from jobs.workspace import Workspace
 from models.upstream.derm import DERM
 from models.upstream.fold_in import FoldIn
-from models.upstream.fold_in_outcomes import OutcomeFoldIn
+from models.upstream.outcome_settings import OutcomeFoldIn
 from tests.lifecycle.conftest import CUT
 
 

@@ -10,28 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from feature_repo.contracts.errors import ConfigError
-from models.upstream import fold_in_outcomes as module
-from models.upstream.fold_in_outcomes import (
-    OWN_PRIOR,
-    BothSides,
-    Frame,
-    Given,
-    OutcomeFoldIn,
-    Outcomes,
-    Pace,
-    State,
-    age_steps,
-    axes,
-    fit_scale,
-    fold_in_outcomes,
-    precisions,
-    published,
-    rate_directions,
-    solve_outcomes,
-    start,
-    step_ages,
-    with_rates,
-)
+from models.upstream import outcome_frame, outcome_solving
+from models.upstream.fold_in_outcomes import fold_in_outcomes, published
+from models.upstream.outcome_frame import Frame, axes, fit_scale, precisions, rate_directions, with_rates
+from models.upstream.outcome_settings import OutcomeFoldIn, Pace
+from models.upstream.outcome_solving import OWN_PRIOR, Given, State, solve_outcomes, start
+from models.upstream.outcomes import AGE_EDGES, BothSides, Outcomes, age_steps, step_ages
 
 USERS, ITEMS, DIM, SCALE = 80, 60, 8, 6.0
 STAYS = Pace(1e9, 0.0)
@@ -153,8 +137,8 @@ def test_chunks_segments_and_samples_do_not_show(monkeypatch: pytest.MonkeyPatch
     again = solve_outcomes("user", prior[some], state.take(some), given, outcome.of(some), shared, MOVING)
     for left, right in zip(again, whole.take(some), strict=True):
         assert torch.allclose(left, right, atol=1e-5)
-    monkeypatch.setattr(module, "CHUNK_FLOATS", 300 * DIM)
-    monkeypatch.setattr(module, "LONGEST", 3)
+    monkeypatch.setattr(outcome_solving, "CHUNK_FLOATS", 300 * DIM)
+    monkeypatch.setattr(outcome_solving, "LONGEST", 3)
     for left, right in zip(solve_outcomes("user", prior, state, given, outcome, shared, MOVING), whole, strict=True):
         assert torch.allclose(left, right, atol=1e-5)
 
@@ -312,8 +296,8 @@ def test_long_vectors_move_where_vectors_vary() -> None:
     users, items = unit(USERS, 1) @ turn.T, unit(ITEMS, 2) @ turn.T
     config = replace(MOVING, rate=0.0, even=True)
     directions = axes(users, items, config)
-    assert directions.shape == (wide, module.DIRECTIONS)
-    assert torch.allclose(directions.T @ directions, torch.eye(module.DIRECTIONS), atol=1e-5)
+    assert directions.shape == (wide, outcome_frame.DIRECTIONS)
+    assert torch.allclose(directions.T @ directions, torch.eye(outcome_frame.DIRECTIONS), atol=1e-5)
     assert torch.allclose(directions @ (directions.T @ turn), turn, atol=1e-4)
     given = outcomes(users, items)
     # The other side may vary in 32 directions here and in 8 there, so that it is left out of account.
@@ -333,10 +317,10 @@ def test_nothing_to_fold_in_leaves_the_model() -> None:
 def test_an_age_is_that_of_its_step() -> None:
     ages = torch.tensor([0.0, 0.9, 1.0, 9.5, 13.9, 500.0])
     steps = age_steps(ages)
-    assert steps.tolist() == [0, 0, 1, 9, 11, len(module.AGE_EDGES) - 1]
+    assert steps.tolist() == [0, 0, 1, 9, 11, len(AGE_EDGES) - 1]
     assert step_ages()[steps].tolist() == [0.5, 0.5, 1.5, 9.5, 13.0, 179.0]
     # No step is longer than a fifth of its age from eleven days on.
-    wide = module.AGE_EDGES.diff()[11:] / module.AGE_EDGES[11:-1]
+    wide = AGE_EDGES.diff()[11:] / AGE_EDGES[11:-1]
     assert wide.max() < 0.22
 
 
@@ -366,7 +350,7 @@ def test_where_vectors_vary_more_they_may_move_more() -> None:
 def test_vectors_move_beside_the_directions_of_rates(dim: int) -> None:
     users, items = unit(USERS, 1, dim), unit(ITEMS, 2, dim)
     columns = torch.cat([axes(users, items, OutcomeFoldIn()), rate_directions(dim)], dim=1)
-    assert columns.shape[1] == min(dim, module.DIRECTIONS + 2)
+    assert columns.shape[1] == min(dim, outcome_frame.DIRECTIONS + 2)
     assert torch.allclose(columns.T @ columns, torch.eye(columns.shape[1]), atol=1e-5)
     assert (rate_directions(dim).abs() > 0.05).all()
     assert torch.isfinite(axes(users[:0], items, OutcomeFoldIn())).all()

@@ -1,0 +1,130 @@
+"""What the vectors of a moment have in common when outcomes are folded in: means, directions, a scale, priors.
+
+Legend: U users, I items, X rows of either, E vector dim, R directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from feature_repo.contracts.types import Entity
+from models.upstream.outcome_settings import OutcomeFoldIn
+from models.upstream.outcomes import Outcomes
+
+DIRECTIONS = 32  # in which vectors are moved: those in which they vary
+SCALE_ROWS, SCALE_STEPS = 1 << 20, 8  # outcomes that tell a scale, and Newton steps
+LEAST_VARIANCE = 1e-3  # of a direction, in proportion to that of all
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the model's vectors of a moment have in common, which solving any row takes.
+
+    Attributes
+    ----------
+    user_centre, item_centre
+        Means of the model's vectors [E].
+    directions
+        Orthonormal columns [E, R] within which vectors are moved.
+    scale
+        Logits that a product of two vectors is worth.
+    user_prior, item_prior
+        Precisions of the priors along the directions [R].
+    """
+
+    user_centre: Tensor
+    item_centre: Tensor
+    directions: Tensor
+    scale: float
+    user_prior: Tensor
+    item_prior: Tensor
+
+    def centre(self, entity: Entity) -> Tensor:
+        """Return the mean of an entity's vectors [E]."""
+        return self.user_centre if entity == "user" else self.item_centre
+
+    def prior(self, entity: Entity) -> Tensor:
+        """Return the precisions of the prior of an entity's vectors [R]."""
+        return self.user_prior if entity == "user" else self.item_prior
+
+    def along(self, entity: Entity, vectors_XE: Tensor) -> Tensor:
+        """Return vectors less their kind's mean, along the directions [X, R]."""
+        return (vectors_XE - self.centre(entity)) @ self.directions
+
+
+def frame_of(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes, config: OutcomeFoldIn) -> Frame:
+    """Return what the model's vectors have in common; `outcomes` are by user."""
+    directions = axes(users_UE, items_IE, config)
+    scale = fit_scale(users_UE, items_IE, outcomes, config.user.fades_days)
+    user_prior, item_prior = (precisions(vectors_XE @ directions, config) for vectors_XE in (users_UE, items_IE))
+    return Frame(users_UE.mean(0), items_IE.mean(0), directions, scale, user_prior, item_prior)
+
+
+def precisions(vectors_XR: Tensor, config: OutcomeFoldIn) -> Tensor:
+    """Return the prior's precision along each direction [R], from what the model's vectors have there [X, R].
+
+    Where they vary much, much can be wrong: the variance of the prior is in proportion to theirs.
+    """
+    if config.even or len(vectors_XR) < 2:
+        return torch.full((vectors_XR.shape[1],), config.prior)
+    variance_R = vectors_XR.var(0)
+    share_R = variance_R / variance_R.mean().clamp_min(1e-12)  # where all vectors are one, nothing moves
+    return config.prior / share_R.clamp_min(LEAST_VARIANCE)
+
+
+def axes(users_UE: Tensor, items_IE: Tensor, config: OutcomeFoldIn) -> Tensor:
+    """Return where the model's vectors vary most, users and items alike, beside the directions of rates.
+
+    Orthonormal columns [E, R].
+    """
+    dim = users_UE.shape[1]
+    covariances = [torch.cov(side.T) for side in (users_UE, items_IE) if len(side) > 1]
+    spread_EE = sum((cov / cov.trace().clamp_min(1e-12) for cov in covariances), start=torch.zeros(dim, dim)).double()
+    taken_E2 = (rate_directions(dim) if config.rate else torch.zeros(dim, 0)).double()
+    taken_EE = taken_E2 @ taken_E2.T
+    rest_EE = torch.eye(dim, dtype=torch.float64) - taken_EE
+    # What is taken gets an eigenvalue below all that a covariance can have.
+    found_EE = torch.linalg.eigh(rest_EE @ spread_EE @ rest_EE - taken_EE)[1]
+    return found_EE[:, -min(DIRECTIONS, dim - taken_E2.shape[1]) :].float().contiguous()
+
+
+def rate_directions(dim: int) -> Tensor:
+    """Return the directions of users' and of items' own rates: orthonormal [E, 2], the same at all moments.
+
+    Every float has a part in them, for a float that is 0 on one side would look like one that died.
+    """
+    at = torch.arange(dim)
+    signs = torch.stack([1 - 2 * (at % 2), 1 - 2 * (at // 2 % 2)], dim=1).double()
+    found, _ = torch.linalg.qr(signs)
+    return (found * torch.sign((found * signs).sum(0))).float()
+
+
+def with_rates(entity: Entity, vectors_XE: Tensor, rates_X: Tensor, config: OutcomeFoldIn) -> Tensor:
+    """Return vectors with their own rates along the direction of their side, and nothing along the other's, [X, E].
+
+    So products of users and items know nothing of them.
+    """
+    if not config.rate:
+        return vectors_XE
+    directions_E2 = rate_directions(vectors_XE.shape[1])
+    wanted_X2 = torch.zeros(len(vectors_XE), 2)
+    wanted_X2[:, 0 if entity == "user" else 1] = config.rate * rates_X
+    return vectors_XE + (wanted_X2 - vectors_XE @ directions_E2) @ directions_E2.T
+
+
+def fit_scale(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes, fades_days: float) -> float:
+    """Return the slope of the logits of outcomes in the products of the model's vectors less their means."""
+    users, items = users_UE - users_UE.mean(0), items_IE - items_IE.mean(0)
+    part = outcomes.take(slice(None, None, max(len(outcomes.row) // SCALE_ROWS, 1)))
+    product = (users.index_select(0, part.row) * items.index_select(0, part.other)).sum(1).double()
+    weight = part.weight * torch.exp2(-part.age / fades_days)
+    scale = 0.0
+    for _ in range(SCALE_STEPS):
+        chance = torch.sigmoid(part.offset + scale * product)
+        gradient = (weight * (part.happened - chance) * product).sum()
+        curve = (weight * chance * (1 - chance) * product.square()).sum()
+        scale += float(gradient / curve.clamp_min(1e-12))
+    return max(scale, 0.0)
