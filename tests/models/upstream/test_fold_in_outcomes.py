@@ -312,6 +312,8 @@ def test_nothing_to_fold_in_leaves_the_model() -> None:
     nothing = outcomes(users, items).take(slice(0))
     folded = fold_in_outcomes(users, items, both(nothing), OutcomeFoldIn(rate=0.0))
     assert torch.allclose(folded.users, users, atol=1e-6) and torch.allclose(folded.items, items, atol=1e-6)
+    told = fold_in_outcomes(users, items, both(nothing), OutcomeFoldIn())
+    assert torch.isfinite(told.users).all() and not any(rates.any() for rates in told.rates.values())
 
 
 def test_an_age_is_that_of_its_step() -> None:
