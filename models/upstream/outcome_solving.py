@@ -79,7 +79,7 @@ def solve_outcomes(
     frame: Frame,
     config: OutcomeFoldIn,
 ) -> State:
-    """Return the state of rows a Newton step after another.
+    """Return the state of rows one Newton step later.
 
     The logit of an outcome is offset + scale * x . y + b + c, with x and y as they were at its age, less the means of
     their sides, within the frame's directions, and the intercepts of the row and of the other. What all vectors of a
