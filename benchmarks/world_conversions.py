@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 
+from benchmarks.world_home import opened
 from benchmarks.world_vectors import Vectors, centred, published
-from jobs.workspace import Workspace
-from jobs.world.config import SURFACES, WorldConfig, checked
+from jobs.world.config import SURFACES, WorldConfig
 from jobs.world.world import World
 
 FOLDS, RIDGE = 5, 100.0
@@ -83,13 +82,7 @@ def expected_auc(score: np.ndarray, chance: np.ndarray) -> float:
 def main() -> None:
     """Print one line per version."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, required=True, help="home folder after `headwater backfill`")
-    for name, value in (("users", 10_000), ("items", 3000), ("days", 120), ("impressions", 5_500_000), ("seed", 5)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    chosen = vars(parser.parse_args())
-    ws = Workspace.open(chosen.pop("home"))
-    ws.use_threads()
-    config = checked(**chosen)
+    ws, config, _ = opened(parser)
     first, last = (
         (moment - config.start) // timedelta(days=1) for moment in (ws.splits.train_end, ws.splits.valid_end)
     )

@@ -12,15 +12,14 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from benchmarks.world_home import opened
 from benchmarks.world_knowable import Parts
 from jobs.evaluate import Scored
-from jobs.workspace import Workspace
-from jobs.world.config import WorldConfig, checked
+from jobs.world.config import WorldConfig
 from jobs.world.tables import impression_ids
 from jobs.world.world import World
 from models.metrics import roc_auc
@@ -90,13 +89,7 @@ def foreseen(told: np.ndarray, label: np.ndarray, user: np.ndarray) -> np.ndarra
 def main() -> None:
     """Print one line per part, and one column per ranker."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, required=True, help="home folder after `headwater run`")
-    for name, value in (("users", 10_000), ("items", 3000), ("days", 120), ("impressions", 5_500_000), ("seed", 5)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    chosen = vars(parser.parse_args())
-    ws = Workspace.open(chosen.pop("home"))
-    ws.use_threads()
-    config = checked(**chosen)
+    ws, config, _ = opened(parser)
     (consumer,) = (found for found in ws.ledger.consumers() if found["task"] == "ctr")
     scored = Scored.read(ws, consumer, ws.home.root / consumer["record"]["artifact"], ws.config.truth)
     label, _, user = scored.facts

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 from scipy.optimize import minimize_scalar
 
+from benchmarks.world_home import opened
 from benchmarks.world_knowable import Parts
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.contracts.naming import ENTITIES, join_key
@@ -27,7 +27,7 @@ from jobs import folding
 from jobs.refresh import Upstream, read_vectors
 from jobs.retrieve_questions import pair_before
 from jobs.workspace import Workspace
-from jobs.world.config import WorldConfig, checked
+from jobs.world.config import WorldConfig
 from jobs.world.outcomes import sigmoid
 from jobs.world.world import World
 from models.metrics import roc_auc
@@ -154,15 +154,10 @@ def centred(vectors: tuple[Vectors, Vectors], config: WorldConfig) -> list[tuple
 def main() -> None:
     """Print one line per version."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, required=True, help="home folder after `headwater backfill`")
-    for name, value in (("users", 10_000), ("items", 3000), ("days", 120), ("impressions", 5_500_000), ("seed", 5)):
-        parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), help="ways to try on the first day; all by default")
     parser.add_argument("--version", default="v1", help="whose model they are tried with")
-    chosen = vars(parser.parse_args())
-    ws, ways, tried = Workspace.open(chosen.pop("home")), chosen.pop("ways"), chosen.pop("version")
-    ws.use_threads()
-    config = checked(**chosen)
+    ws, config, chosen = opened(parser)
+    ways, tried = chosen["ways"], chosen["version"]
     first, last, cut = (
         (moment - config.start) // timedelta(days=1)
         for moment in (ws.splits.train_end, ws.splits.valid_end, ws.splits.upstream_end)

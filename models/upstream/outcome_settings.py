@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,8 +82,8 @@ class OutcomeFoldIn:
     rounds: int = 2
     doubt: float = 0.25
     intercepts: bool = True
-    user: Pace = field(default_factory=lambda: Pace(60.0, 0.4, 5.0))
-    item: Pace = field(default_factory=lambda: Pace(30.0, 0.05, 10.0))
+    user: Pace = Pace(60.0, 0.4, 5.0)
+    item: Pace = Pace(30.0, 0.05, 10.0)
 
     def __post_init__(self) -> None:
         if self.prior <= 0 or self.rounds < 1:
