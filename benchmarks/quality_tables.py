@@ -1,10 +1,11 @@
-"""Write the tables of `docs/results.md` from the records: between the markers of each table, and nothing else.
+"""Write the tables of `docs/results.md` and `docs/world.md` from the records: between the markers, nothing else.
 
     python -m benchmarks.quality_tables            # after any benchmark of quality
     python -m benchmarks.quality_tables --check    # exit code 1 if the page is not what the records say
 
 A marker is a line `<!-- table NAME -->`, and the table ends at `<!-- end -->`. Names: `DATASET TASK` for all records of
-a task, `retrieval DATASET`, `helped not DATASET`, `staleness`, `sanity`.
+a task, `retrieval DATASET`, `helped not DATASET`, `truth KIND DATASET` for what was measured beside a world's truth,
+`staleness`, `sanity`.
 """
 
 from __future__ import annotations
@@ -17,25 +18,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import world_records
 from benchmarks.quality_records import RESULTS, read
 from feature_repo.lake import replacing
 
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+PAGES = tuple(Path(__file__).parents[1] / "docs" / name for name in ("results.md", "world.md"))
 MARKED = re.compile(r"(<!-- table (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 ABSENT = "Not measured yet."
 
 
 def main() -> None:
-    """Write the page, or check it."""
+    """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    before = PAGE.read_text(encoding="utf-8")
-    after = filled(before, RESULTS.parent)
-    if arguments.check:
-        sys.exit(0 if before == after else f"{PAGE} is not what the records say: python -m benchmarks.quality_tables")
-    with replacing(PAGE) as staged:
-        staged.write_text(after, encoding="utf-8")
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = filled(before, RESULTS.parent)
+        if before == after:
+            continue
+        if arguments.check:
+            sys.exit(f"{page} is not what the records say: python -m benchmarks.quality_tables")
+        with replacing(page) as staged:
+            staged.write_text(after, encoding="utf-8")
 
 
 def filled(page: str, results: Path) -> str:
@@ -50,6 +55,9 @@ def table(name: str, results: Path) -> str:
         return _staleness(results / "staleness.json")
     if name == "sanity":
         return _sanity(results / "sanity.json")
+    if kind == "truth":
+        measured, _, dataset = rest.partition(" ")
+        return _beside_truth(world_records.read(results / "worlds.json").get(dataset, {}).get(measured))
     records = read(results / "quality.json")
     if kind == "retrieval":
         return _retrieval([row for row in records if row["dataset"] == rest and row["task"] == "retrieval"])
@@ -163,6 +171,12 @@ def _sanity(path: Path) -> str:
     ]
     told = f"{record['dataset']}, {record['seeds']} seeds, {record['rows']:,} test rows, `{record['command']}`"
     return f"{told}:\n\n{_markdown(rows, [])}"
+
+
+def _beside_truth(known: dict[str, Any] | None) -> str:
+    if known is None:
+        return ABSENT
+    return "\n".join([" ".join(known["of"]), "", *world_records.markdown(known["rows"]), "", f"`{known['command']}`"])
 
 
 def _markdown(rows: Sequence[dict[str, str]], records: Sequence[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""How much of what makes a click convert is in the published vectors of a simulated world, by version.
+"""How much of what makes a click convert is in the published vectors of a simulated world, by version and together.
 
 The clicks of the days between `train_end` and `valid_end`, before the test period, each with the vectors that were
 readable when its day began. A ridge regression on the surface, both vectors and their elementwise product foresees the
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import combinations
 
 import numpy as np
 
@@ -80,24 +81,30 @@ def expected_auc(score: np.ndarray, chance: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Print one line per version."""
+    """Print and keep one line per version, and one per several of them together."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ws, config, _ = opened(parser)
+    ws, config, table, _ = opened(parser, "conversions")
     first, last = (
         (moment - config.start) // timedelta(days=1) for moment in (ws.splits.train_end, ws.splits.valid_end)
     )
     days = clicked(config, first, last)
     user, chance = (np.concatenate([getattr(day, name) for day in days]) for name in ("user", "chance"))
     logit = np.log(chance / (1 - chance))
-    print(f"Days {first} to {last - 1}: {len(user):,} clicks, {chance.sum():,.0f} conversions expected of them")
-    print(f"Expected ROC-AUC of the truth {expected_auc(logit, chance):.4f}")
-    print("| vectors | share of the variance of the true logit | expected ROC-AUC |\n|---|---|---|")
+    table.say(f"Days {first} to {last - 1}: {len(user):,} clicks, {chance.sum():,.0f} conversions expected of them.")
+    table.say(f"Expected ROC-AUC of the truth {expected_auc(logit, chance):.4f}.")
     moments = [config.start + timedelta(days=day) for day in range(first, last)]
-    for version in (upstream.version for upstream in ws.config.upstreams):
-        read = [inputs(published(ws, version, at), day, config) for at, day in zip(moments, days, strict=True)]
-        told = foreseen(np.concatenate(read), logit, user)
+    read = {
+        upstream.version: np.concatenate(
+            [inputs(published(ws, upstream.version, at), day, config) for at, day in zip(moments, days, strict=True)]
+        )
+        for upstream in ws.config.upstreams
+    }
+    for versions in (chosen for count in range(len(read)) for chosen in combinations(read, count + 1)):
+        told, name = foreseen(np.hstack([read[version] for version in versions]), logit, user), " and ".join(versions)
         share = 1 - float(np.square(logit - told).sum() / np.square(logit - logit.mean()).sum())
-        print(f"| {version} | {share:.0%} | {expected_auc(told, chance):.4f} |", flush=True)
+        auc = expected_auc(told, chance)
+        table.row({"vectors": name, "share of the variance of the true logit": share, "expected ROC-AUC": auc})
+    table.write()
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def foreseen(told: np.ndarray, label: np.ndarray, user: np.ndarray) -> np.ndarra
 def main() -> None:
     """Print one line per part, and one column per ranker."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ws, config, _ = opened(parser)
+    ws, config, table, _ = opened(parser, "ranker")
     (consumer,) = (found for found in ws.ledger.consumers() if found["task"] == "ctr")
     scored = Scored.read(ws, consumer, ws.home.root / consumer["record"]["artifact"], ws.config.truth)
     label, _, user = scored.facts
@@ -101,15 +101,17 @@ def main() -> None:
     rankers = {"none": scored.baseline, **scored.treatments}
     plain = np.mean([roc_auc(label, logit) for logit in scored.baseline])
     truth = roc_auc(label, scored.oracle)
-    print(f"{len(label):,} impressions; ROC-AUC of the plain ranker {plain:.4f}, of the truth {truth:.4f}")
-    print("Share of the possible gain")
-    print("| what is known | " + " | ".join(rankers) + " |\n|---|" + "---|" * len(rankers))
+    seeds = len(scored.baseline)
+    table.say(
+        f"{len(label):,} impressions; mean ROC-AUC of {seeds} plain rankers {plain:.4f}, of the truth {truth:.4f}."
+    )
     for text, names in ADDED.items():
-        shares = []
-        for logits in rankers.values():
+        shares = {}
+        for ranker, logits in rankers.items():
             told = np.stack([logits.mean(axis=0), *(rows[name].cast(pl.Float64).to_numpy() for name in names)], axis=1)
-            shares.append((roc_auc(label, foreseen(told, label, user)) - plain) / (truth - plain))
-        print(f"| {text} | " + " | ".join(f"{share:.1%}" for share in shares) + " |", flush=True)
+            shares[ranker] = float((roc_auc(label, foreseen(told, label, user)) - plain) / (truth - plain))
+        table.row({"of the possible gain": text, **shares})
+    table.write()
 
 
 if __name__ == "__main__":

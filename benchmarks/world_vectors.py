@@ -103,6 +103,13 @@ def published(ws: Workspace, version: str, moment: datetime) -> tuple[Vectors, V
     return users, items
 
 
+COLUMNS = (
+    "vectors",
+    "share of what tastes bring",
+    "items born before the cut-off",
+    "after it",
+    "rows with both vectors",
+)
 STILL = Pace(30.0, 0.0)
 WAYS: dict[str, OutcomeFoldIn | None] = {
     "the model alone": None,
@@ -156,7 +163,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), help="ways to try on the first day; all by default")
     parser.add_argument("--version", default="v1", help="whose model they are tried with")
-    ws, config, chosen = opened(parser)
+    kind = "vectors" if parser.parse_known_args()[0].ways is None else "ways"
+    ws, config, table, chosen = opened(parser, kind)
     ways, tried = chosen["ways"], chosen["version"]
     first, last, cut = (
         (moment - config.start) // timedelta(days=1)
@@ -165,26 +173,25 @@ def main() -> None:
     days = shown(config, first, last if ways is None else first + 1)
     rows = joined(days)
     old = rows.born < cut
-    print(f"Days {first} to {first + len(days) - 1}: {len(rows.click):,} impressions, {int(rows.click.sum()):,} clicks")
-    print(f"ROC-AUC without the taste {rows.auc(0.0):.4f}, with it {rows.auc(rows.liked):.4f}")
-    print(f"Items born after the upstreams' cut-off have {1 - old.mean():.0%} of these impressions")
-    print("| vectors | share of what tastes bring | items born before the cut-off | after it | with both vectors |")
-    print("|---|---|---|---|---|")
+    span = f"Days {first} to {first + len(days) - 1}" if len(days) > 1 else f"Day {first}"
+    table.say(f"{span}: {len(rows.click):,} impressions, {int(rows.click.sum()):,} clicks.")
+    table.say(f"ROC-AUC without the taste {rows.auc(0.0):.4f}, with it {rows.auc(rows.liked):.4f}.")
+    table.say(f"Items born after the upstreams' cut-off have {1 - old.mean():.0%} of these impressions.")
 
     def tell(name: str, found: list[tuple[np.ndarray, np.ndarray]]) -> None:
         product, there = (np.concatenate(values) for values in zip(*found, strict=True))
-        shares = [part.share(values) for part, values in split(rows, product, old)]
-        print(f"| {name} | " + " | ".join(f"{share:.0%}" for share in shares) + f" | {there.mean():.0%} |", flush=True)
+        shares = [float(part.share(values)) for part, values in split(rows, product, old)]
+        table.row(dict(zip(COLUMNS, [name, *shares, float(there.mean())], strict=True)))
 
     if ways is not None:
         for name in ways or WAYS:
             vectors = made(ws, tried, config.start + timedelta(days=first), WAYS[name])
             tell(name, [products(vectors, rows, config)])
-        return
-    for version in (upstream.version for upstream in ws.config.upstreams):
+    for version in () if ways is not None else (upstream.version for upstream in ws.config.upstreams):
         moments = (config.start + timedelta(days=day) for day in range(first, last))
         found = zip(moments, days, strict=True)
         tell(version, [products(published(ws, version, moment), part, config) for moment, part in found])
+    table.write()
 
 
 def split(rows: Shown, product: np.ndarray, old: np.ndarray) -> list[tuple[Shown, np.ndarray]]:

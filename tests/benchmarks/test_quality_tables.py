@@ -12,7 +12,7 @@ import pytest
 from benchmarks import quality_ablations
 from benchmarks.quality import records_of
 from benchmarks.quality_records import RESULTS, put
-from benchmarks.quality_tables import ABSENT, PAGE, filled, table
+from benchmarks.quality_tables import ABSENT, PAGES, filled, table
 from models import presets
 from models.upstream.derm import DERM
 from models.upstream.dhen import DHEN
@@ -74,8 +74,9 @@ def test_what_was_not_measured_is_said_so(tmp_path: Path) -> None:
         assert table(name, tmp_path) == ABSENT
 
 
-def test_the_page_says_what_the_records_say() -> None:
-    before = PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_pages_say_what_the_records_say(page: Path) -> None:
+    before = page.read_text(encoding="utf-8")
     assert filled(before, RESULTS.parent) == before, "run `python -m benchmarks.quality_tables`"
 
 
