@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import combinations
 
 import numpy as np
 
 from benchmarks.world_home import opened
-from benchmarks.world_vectors import Vectors, centred, published
+from benchmarks.world_vectors import Vectors, centred, published, together
 from jobs.world.config import SURFACES, WorldConfig
 from jobs.world.world import World
 
@@ -99,7 +98,7 @@ def main() -> None:
         )
         for upstream in ws.config.upstreams
     }
-    for versions in (chosen for count in range(len(read)) for chosen in combinations(read, count + 1)):
+    for versions in together(list(read)):
         told, name = foreseen(np.hstack([read[version] for version in versions]), logit, user), " and ".join(versions)
         share = 1 - float(np.square(logit - told).sum() / np.square(logit - logit.mean()).sum())
         auc = expected_auc(told, chance)

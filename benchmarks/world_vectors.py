@@ -1,8 +1,9 @@
 """How much of what tastes bring is in the published vectors of a simulated world: by version, and by how new items are.
 
 What a click has besides the taste (place, biases, qualities, season, price) is taken from the truth; what is left is
-told by one number, the product of the centred vectors of user and item, with the slope that fits these days best. So
-the figures say what vectors hold and nothing of rankers. Read on the days between `train_end` and `valid_end`, before
+told by one number, the product of the centred vectors of user and item, with the slope that fits these days best; by
+one number of each where several versions are read together. So the figures say what vectors hold and nothing of
+rankers. Read on the days between `train_end` and `valid_end`, before
 the test period, with the snapshots that were readable when they began.
 
     python -m benchmarks.world_vectors --home world-home   # --users, --items ... of the world, as simulated
@@ -14,10 +15,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from itertools import combinations
 
 import numpy as np
 import polars as pl
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 
 from benchmarks.world_home import opened
 from benchmarks.world_knowable import Parts
@@ -54,17 +56,22 @@ class Shown:
         """Return the ROC-AUC of what is known besides, and this of the taste [N]."""
         return roc_auc(self.click, self.examined * sigmoid(self.rest + liked))
 
-    def share(self, product: np.ndarray) -> float:
-        """Return the share of what tastes bring in ROC-AUC that a product [N] brings, with the likeliest slope."""
-        spread = float(product.std()) or 1.0
+    def share(self, products: np.ndarray) -> float:
+        """Return the share of what tastes bring in ROC-AUC that products [N, M] bring, with the likeliest slopes."""
+        spread = products.std(axis=0)
+        scaled = products / np.where(spread > 0, spread, 1.0)
 
-        def loss(slope: float) -> float:
-            chance = np.clip(self.examined * sigmoid(self.rest + slope * product / spread), 1e-7, 1 - 1e-7)
-            return -float(np.where(self.click, np.log(chance), np.log1p(-chance)).mean())
+        def loss(slopes: np.ndarray) -> tuple[float, np.ndarray]:
+            liked = sigmoid(self.rest + scaled @ slopes)
+            chance = np.clip(self.examined * liked, 1e-7, 1 - 1e-7)
+            happened = np.where(self.click, np.log(chance), np.log1p(-chance))
+            change = (self.click - chance) * (1 - liked) / (1 - chance)  # of the log-likelihood with the logit
+            return -float(happened.mean()), -(scaled * change[:, None]).mean(axis=0)
 
-        slope = minimize_scalar(loss, bounds=(0.0, 3.0), method="bounded").x
+        start = np.full(scaled.shape[1], 1 / scaled.shape[1])
+        slopes = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 3.0)] * len(start)).x
         none, all_of_it = self.auc(0.0), self.auc(self.liked)
-        return (self.auc(slope * product / spread) - none) / (all_of_it - none)
+        return (self.auc(scaled @ slopes) - none) / (all_of_it - none)
 
 
 def shown(config: WorldConfig, first: int, last: int) -> list[Shown]:
@@ -140,7 +147,10 @@ def made(ws: Workspace, version: str, moment: datetime, config: OutcomeFoldIn | 
     return users, items
 
 
-def products(vectors: tuple[Vectors, Vectors], rows: Shown, config: WorldConfig) -> tuple[np.ndarray, np.ndarray]:
+Products = tuple[np.ndarray, np.ndarray]  # of impressions [N], and whether both vectors are there, bool [N]
+
+
+def products(vectors: tuple[Vectors, Vectors], rows: Shown, config: WorldConfig) -> Products:
     """Return the products of centred vectors [N], 0 where one is missing, and whether both are there."""
     (users, known_users), (items, known_items) = centred(vectors, config)
     product = np.einsum("nd,nd->n", users[rows.user], items[rows.item])
@@ -159,13 +169,13 @@ def centred(vectors: tuple[Vectors, Vectors], config: WorldConfig) -> list[tuple
 
 
 def main() -> None:
-    """Print one line per version."""
+    """Print and keep one line per version, and one per several of them together; or one per way to fold in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), help="ways to try on the first day; all by default")
     parser.add_argument("--version", default="v1", help="whose model they are tried with")
-    kind = "vectors" if parser.parse_known_args()[0].ways is None else "ways"
-    ws, config, table, chosen = opened(parser, kind)
+    ws, config, table, chosen = opened(parser, "vectors")
     ways, tried = chosen["ways"], chosen["version"]
+    table.kind = "vectors" if ways is None else "ways"
     first, last, cut = (
         (moment - config.start) // timedelta(days=1)
         for moment in (ws.splits.train_end, ws.splits.valid_end, ws.splits.upstream_end)
@@ -178,25 +188,40 @@ def main() -> None:
     table.say(f"ROC-AUC without the taste {rows.auc(0.0):.4f}, with it {rows.auc(rows.liked):.4f}.")
     table.say(f"Items born after the upstreams' cut-off have {1 - old.mean():.0%} of these impressions.")
 
-    def tell(name: str, found: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        product, there = (np.concatenate(values) for values in zip(*found, strict=True))
-        shares = [float(part.share(values)) for part, values in split(rows, product, old)]
+    def tell(name: str, found: list[Products]) -> None:
+        told = np.stack([product for product, _ in found], axis=1)
+        there = np.all([there for _, there in found], axis=0)
+        shares = [float(part.share(values)) for part, values in split(rows, told, old)]
         table.row(dict(zip(COLUMNS, [name, *shares, float(there.mean())], strict=True)))
 
     if ways is not None:
         for name in ways or WAYS:
             vectors = made(ws, tried, config.start + timedelta(days=first), WAYS[name])
             tell(name, [products(vectors, rows, config)])
-    for version in () if ways is not None else (upstream.version for upstream in ws.config.upstreams):
-        moments = (config.start + timedelta(days=day) for day in range(first, last))
-        found = zip(moments, days, strict=True)
-        tell(version, [products(published(ws, version, moment), part, config) for moment, part in found])
+    else:
+        found = {upstream.version: read(ws, upstream.version, days, first, config) for upstream in ws.config.upstreams}
+        for versions in together(list(found)):
+            tell(" and ".join(versions), [found[version] for version in versions])
     table.write()
 
 
-def split(rows: Shown, product: np.ndarray, old: np.ndarray) -> list[tuple[Shown, np.ndarray]]:
-    """Return all rows, those of old items and those of new ones, each with its products."""
-    return [(rows.take(chosen), product[chosen]) for chosen in (np.ones(len(old), bool), old, ~old)]
+def read(ws: Workspace, version: str, days: list[Shown], first: int, config: WorldConfig) -> Products:
+    """Return the products of a version's vectors of all days, each day with those that were there when it began."""
+    moments = (config.start + timedelta(days=first + count) for count in range(len(days)))
+    parts = zip(moments, days, strict=True)
+    found = [products(published(ws, version, moment), part, config) for moment, part in parts]
+    product, there = (np.concatenate(values) for values in zip(*found, strict=True))
+    return product, there
+
+
+def together(versions: list[str]) -> list[tuple[str, ...]]:
+    """Return each version alone, then each two of them, and so on."""
+    return [chosen for count in range(len(versions)) for chosen in combinations(versions, count + 1)]
+
+
+def split(rows: Shown, told: np.ndarray, old: np.ndarray) -> list[tuple[Shown, np.ndarray]]:
+    """Return all rows, those of old items and those of new ones, each with its products [N, M]."""
+    return [(rows.take(chosen), told[chosen]) for chosen in (np.ones(len(old), bool), old, ~old)]
 
 
 if __name__ == "__main__":
