@@ -4,7 +4,7 @@
     python -m benchmarks.quality_tables --check    # exit code 1 if the page is not what the records say
 
 A marker is a line `<!-- table NAME -->`, and the table ends at `<!-- end -->`. Names: `DATASET TASK` for all records of
-a task, `retrieval DATASET`, `helped not DATASET`, `truth KIND DATASET` for what was measured beside a world's truth,
+a task, `retrieval DATASET`, `helped not DATASET`, `in short`, `truth KIND DATASET` for what was measured beside a world's truth,
 `staleness`, `sanity`.
 """
 
@@ -19,12 +19,28 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import world_records
-from benchmarks.quality_records import RESULTS, read
+from benchmarks.quality_records import KEY, RESULTS, read
 from feature_repo.lake import replacing
 
 PAGES = tuple(Path(__file__).parents[1] / "docs" / name for name in ("results.md", "world.md"))
 MARKED = re.compile(r"(<!-- table (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 ABSENT = "Not measured yet."
+JOURNEY, WORLD, DENSE, DENSEST = "complete-journey", "world-5m", "world-5m-dense", "world-5m-densest"
+# What a reader asks first: words for the log, then dataset, task, model and embeddings of a record.
+IN_SHORT = (
+    ("Complete Journey", JOURNEY, "ctr", "ranker", "user+item, v3 added"),
+    ("Complete Journey", JOURNEY, "ctr", "ranker", "SVD 32"),
+    ("Complete Journey", JOURNEY, "cvr", "ranker", "user+item"),
+    ("Complete Journey", JOURNEY, "cvr", "ranker", "SVD 32"),
+    ("Complete Journey", JOURNEY, "retrieval", "DERM v1", "user+item"),
+    ("Complete Journey", JOURNEY, "retrieval", "ALS (implicit 0.7.3)", "none"),
+    ("world, 10,000 users", WORLD, "ctr", "ranker", "user+item"),
+    ("world, 10,000 users", WORLD, "cvr", "ranker", "user+item of v2"),
+    ("world, 10,000 users", WORLD, "retrieval", "DERM v1", "user+item"),
+    ("world, 10,000 users", WORLD, "retrieval", "popularity (conversion)", "none"),
+    ("world, 4,000 users", DENSE, "ctr", "ranker", "user+item"),
+    ("world, 1,000 users", DENSEST, "ctr", "ranker", "user+item"),
+)
 
 
 def main() -> None:
@@ -59,6 +75,8 @@ def table(name: str, results: Path) -> str:
         measured, _, dataset = rest.partition(" ")
         return _beside_truth(world_records.read(results / "worlds.json").get(dataset, {}).get(measured))
     records = read(results / "quality.json")
+    if name == "in short":
+        return _in_short(records)
     if kind == "retrieval":
         return _retrieval([row for row in records if row["dataset"] == rest and row["task"] == "retrieval"])
     if name.startswith("helped not "):
@@ -87,6 +105,29 @@ def _ranking(records: Sequence[dict[str, Any]]) -> str:
             cells["ms per request"] = "" if row["ranking_cost"] is None else f"{row['ranking_cost']:.2f}"
         rows.append(cells | {"seeds": str(row["seeds"] or "")})
     return _markdown(rows, records)
+
+
+def _in_short(records: Sequence[dict[str, Any]]) -> str:
+    """Return the rows that a reader asks for first."""
+    known = {tuple(row[name] for name in KEY): row for row in records}
+    rows = []
+    for words, *key in IN_SHORT:
+        if (row := known.get(tuple(key))) is None:
+            continue
+        _, task, model, embeddings = key
+        figure = _lift(row["relative_auc_lift"], row["ci95"])
+        if task == "retrieval":
+            figure = f"recall@100 {row['recall_at_100']:.3f} ({row['ci95'][0]:.3f} to {row['ci95'][1]:.3f})"
+        rows.append(
+            {
+                "log": words,
+                "task": {"ctr": "clicks", "cvr": "conversions of clicks"}.get(task, task),
+                "what": model if task == "retrieval" else f"{model}, {embeddings}",
+                "lift over none": figure,
+                "of the possible gain": _percent(row["share_of_possible_gain"]),
+            }
+        )
+    return _markdown(rows, [])
 
 
 def _retrieval(records: Sequence[dict[str, Any]]) -> str:

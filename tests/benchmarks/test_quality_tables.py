@@ -12,7 +12,7 @@ import pytest
 from benchmarks import quality_ablations
 from benchmarks.quality import records_of
 from benchmarks.quality_records import RESULTS, put
-from benchmarks.quality_tables import ABSENT, PAGES, filled, table
+from benchmarks.quality_tables import ABSENT, IN_SHORT, PAGES, filled, table
 from models import presets
 from models.upstream.derm import DERM
 from models.upstream.dhen import DHEN
@@ -78,6 +78,11 @@ def test_what_was_not_measured_is_said_so(tmp_path: Path) -> None:
 def test_the_pages_say_what_the_records_say(page: Path) -> None:
     before = page.read_text(encoding="utf-8")
     assert filled(before, RESULTS.parent) == before, "run `python -m benchmarks.quality_tables`"
+
+
+def test_what_stands_in_short_is_measured() -> None:
+    lines = table("in short", RESULTS.parent).splitlines()[2:]
+    assert len(lines) == len(IN_SHORT) and all(line.count(" to ") == 1 for line in lines)
 
 
 def test_staleness_and_sanity_tables(tmp_path: Path) -> None:
