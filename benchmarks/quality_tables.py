@@ -4,8 +4,8 @@
     python -m benchmarks.quality_tables --check    # exit code 1 if the page is not what the records say
 
 A marker is a line `<!-- table NAME -->`, and the table ends at `<!-- end -->`. Names: `DATASET TASK` for all records of
-a task, `retrieval DATASET`, `helped not DATASET`, `in short`, `truth KIND DATASET` for what was measured beside a world's truth,
-`staleness`, `sanity`.
+a task, `retrieval DATASET`, `helped not DATASET`, `truth KIND DATASET` for what was measured beside a world's truth,
+`in short`, `staleness`, `sanity`.
 """
 
 from __future__ import annotations
