@@ -35,18 +35,24 @@ from models.downstream.fit import predict
 RESULTS = Path(__file__).parent / "results" / "staleness.json"
 REFRESHES = (0, 1, 2, 4, 8, 12)
 END = timedelta(days=36500)
+DEMO = Path(".headwater")
+
+
+def command(home: Path) -> str:
+    """Return what measures a home folder again."""
+    return "make bench-staleness" if home == DEMO else f"python -m benchmarks.quality_staleness --home {home.name}"
 
 
 def main() -> None:
     """Measure one home folder, print its curve and put it into the file of results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, default=Path(".headwater"))
+    parser.add_argument("--home", type=Path, default=DEMO)
     parser.add_argument("--consumer", default="ctr_ranker")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with TemporaryDirectory(dir=arguments.home.resolve().parent) as scratch:  # hard links need the same disk
         ws = borrow(arguments.home.resolve(), Path(scratch) / "home")
-        record = measure(ws, arguments.consumer, Path(scratch) / "joined")
+        record = measure(ws, arguments.consumer, Path(scratch) / "joined") | {"command": command(arguments.home)}
     known = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
     known[f"{record['dataset']} {record['task']}"] = record
     with replacing(arguments.out) as staged:
@@ -111,7 +117,6 @@ def measure(ws: Workspace, name: str, joined: Path) -> dict[str, Any]:
         "seeds": ws.config.seeds,
         "rows": len(test["label"]),
         "ttl_days": ws.config.ttl_days,
-        "command": "make bench-staleness",
         "curve": curve,
     }
 
