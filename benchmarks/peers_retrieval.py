@@ -136,8 +136,7 @@ def asked(ws: Workspace, pair: Pair) -> Asked:
     lately, ever = (retrieve_questions.ask(ws, pair, past) for past in (None, EVER))
     if lately is None or ever is None:
         raise NotReadyError(f"Nobody chose a known item within {HORIZON.days} days from {pair.users.as_of}.")
-    earlier = retrieve_questions.pair_before(ws, str(pair.users.version), retrieve_questions.before(ws, pair))
-    added = retrieve.learn_added(ws, earlier).added
+    added = retrieve.learn_added(ws, retrieve_questions.answered_before(ws, pair)).added
     chosen = retrieve.choices_of(ws, pair, lately)
     return Asked(
         lately.question,

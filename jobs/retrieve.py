@@ -21,9 +21,11 @@ from jobs.popularity import VIEW, Popularity
 from jobs.retrieve_questions import (
     HORIZON,
     KS,
+    Answered,
     Asked,
     Pair,
     actions_of,
+    answered_before,
     ask,
     before,
     pair_before,
@@ -58,7 +60,8 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     log has no conversions) within 28 days from the moment the snapshot could be read. Every method ranks the
     same items for the same users. The same is done for the last 28 days before the test period, so that settings
     can be chosen there and the test period is left alone. Each time the weights of popularity and of own choices are
-    learned on the 28 days before: no choice counts that had not happened when the index is used.
+    learned on the 28 days before, or on as many as there are from a week on: no choice counts that had not happened
+    when the index is used.
 
     Raises
     ------
@@ -85,7 +88,7 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
         ws.use_threads()
         progress(f"{name}: build the index and its baselines", 0, 2)
         earlier = pair_before(ws, version, before(ws, test))
-        learned = learn_added(ws, earlier)
+        learned = learn_added(ws, answered_before(ws, test))
         scores = _score(ws, test, learned)
         if scores is None:
             raise NotReadyError(
@@ -97,8 +100,7 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
         progress(f"{name}: the same before the test period", 1, 2)
         validation = None
         if earlier is not None:
-            still_earlier = pair_before(ws, version, before(ws, earlier))
-            validation = _score(ws, earlier, learn_added(ws, still_earlier))
+            validation = _score(ws, earlier, learn_added(ws, answered_before(ws, earlier)))
         write_json({**scores, "validation": validation}, done)
         progress(f"{name}: scored", 2, 2)
     views = [embedding_view(entity, version) for entity in ("user", "item")]
@@ -151,7 +153,7 @@ class Learned:
     without_own: Added = field(default_factory=Added)
 
 
-def learn_added(ws: Workspace, pair: Pair | None) -> Learned:
+def learn_added(ws: Workspace, answered: Answered | None) -> Learned:
     """Return the weights with which the most was found of what users chose after a pair of snapshots.
 
     Nothing is added where there is no such pair, or nobody chose anything. Of equal weights the least are taken.
@@ -159,9 +161,10 @@ def learn_added(ws: Workspace, pair: Pair | None) -> Learned:
     from models.downstream.retrieval import build_index
     from models.metrics import recall_at_k
 
-    found = None if pair is None else ask(ws, pair)
-    if pair is None or found is None:
+    found = None if answered is None else ask(ws, answered.pair, horizon=answered.horizon)
+    if answered is None or found is None:
         return Learned()
+    pair = answered.pair
     asked, most = found.question, len(found.question.asked)
     chosen = np.unique(np.linspace(0, most - 1, min(most, LEARNED_FROM)).astype(np.int64))
     some = replace(asked, asked=asked.asked[chosen], relevant=[asked.relevant[place] for place in chosen])

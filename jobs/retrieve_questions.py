@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KS = (10, 50, 100)
 HORIZON = timedelta(days=28)
+SHORTEST_HORIZON = timedelta(days=7)  # of a question that weights are learned on
 SURFACE = "surface"  # the context column that says where an item was shown
 
 
@@ -53,6 +54,32 @@ def before(ws: Workspace, pair: Pair) -> datetime:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """A pair of snapshots, and how long after it could be read choices are known that settings may be learned from."""
+
+    pair: Pair
+    horizon: timedelta
+
+
+def answered_before(ws: Workspace, pair: Pair) -> Answered | None:
+    """Return the last pair of the same version whose question had been answered when this one was made.
+
+    Where refreshes do not go back so far, the first pair, with as much of an answer as there was then; None if that is
+    less than a week.
+    """
+    version = str(pair.users.version)
+    earlier = pair_before(ws, version, before(ws, pair))
+    if earlier is not None:
+        return Answered(earlier, HORIZON)
+    moments = [{s.as_of for s in ws.ledger.snapshots(embedding_view(e, version), accepted=True)} for e in ENTITIES]
+    first = pair_before(ws, version, min(moments[0] & moments[1]))
+    if first is None:
+        return None
+    horizon = pair.users.as_of - ws.config.availability_lag - first.users.as_of
+    return Answered(first, horizon) if horizon >= SHORTEST_HORIZON else None
+
+
+@dataclass(frozen=True)
 class Question:
     """What retrieval is asked as of one moment, and how well it was answered.
 
@@ -61,7 +88,7 @@ class Question:
     asked
         Positions among the user ids of those who chose something, int [B].
     relevant
-        For each of them the positions of the items chosen within `HORIZON`.
+        For each of them the positions of the items chosen within the horizon.
     popular
         Items by how often they were chosen before the moment, int [B, K].
     pairs
@@ -102,11 +129,12 @@ def question(
     as_of: datetime,
     past: timedelta | None = None,
     surface: str | None = None,
+    horizon: timedelta = HORIZON,
 ) -> Question | None:
     """Read from the log what the given users chose of the given items; None if nobody chose any.
 
     Choices before `as_of`, as far as `past` reaches (`coverage` by default), are for the baselines; choices within
-    28 days from the moment at which a snapshot as of `as_of` can be read are to be found.
+    `horizon` from the moment at which a snapshot as of `as_of` can be read are to be found.
 
     Parameters
     ----------
@@ -129,7 +157,7 @@ def question(
         chosen = found.select("user_id", "item_id", "event_timestamp").collect()
         return chosen.join(positions, on="item_id", maintain_order="left")
 
-    chosen = between(start, start + HORIZON).select("user_id", "item").unique().join(rows, on="user_id")
+    chosen = between(start, start + horizon).select("user_id", "item").unique().join(rows, on="user_id")
     if chosen.height == 0:
         return None
     asked = chosen["user"].unique().sort()
@@ -177,11 +205,11 @@ class Asked:
     items: np.ndarray
 
 
-def ask(ws: Workspace, pair: Pair, past: timedelta | None = None) -> Asked | None:
-    """Return the question of a pair of snapshots (`past` as for :func:`question`); None where nobody chose anything."""
+def ask(ws: Workspace, pair: Pair, past: timedelta | None = None, horizon: timedelta = HORIZON) -> Asked | None:
+    """Return the question of a pair of snapshots; None where nobody chose anything. See :func:`question`."""
     from jobs.refresh import read_vectors
 
     user_ids, users = read_vectors(ws.home.root / pair.users.path, "user_id")
     item_ids, items = read_vectors(ws.home.root / pair.items.path, "item_id")
-    asked = question(ws, user_ids, item_ids, pair.users.as_of, past)
+    asked = question(ws, user_ids, item_ids, pair.users.as_of, past, horizon=horizon)
     return None if asked is None else Asked(asked, user_ids, users, item_ids, items)

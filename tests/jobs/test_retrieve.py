@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +20,17 @@ from jobs.popularity import VIEW, Popularity
 from jobs.publication import Candidate, clocked, publish_together
 from jobs.refresh import EMBEDDING_FIELDS, vector_table
 from jobs.retrieve import Added, Learned, learn_added
-from jobs.retrieve_questions import HORIZON, ask, before, pair_before, question, surfaces_of
+from jobs.retrieve_questions import (
+    HORIZON,
+    Answered,
+    Pair,
+    answered_before,
+    ask,
+    before,
+    pair_before,
+    question,
+    surfaces_of,
+)
 from jobs.serving.candidates import Candidates
 from jobs.workspace import Workspace
 
@@ -142,7 +153,7 @@ def counted(tmp_path: Path) -> Workspace:
 def test_the_weight_of_popularity_is_learned_where_it_finds_more(counted: Workspace) -> None:
     pair = pair_before(counted, "v1", AS_OF)
     assert pair is not None
-    both = learn_added(counted, pair)
+    both = learn_added(counted, Answered(pair, HORIZON))
     learned = both.added.popularity
     assert both.added == both.without_own and both.added.own.weight == 0  # nobody's choices are published
     assert learned.weight > 0 and learned.columns == ("activity_28d",)
@@ -153,6 +164,29 @@ def test_the_weight_of_popularity_is_learned_where_it_finds_more(counted: Worksp
     ranked = found.question.rank(found.users, found.items, offsets)
     assert sorted(ranked[0, :4].tolist()) == ITEMS[-4:]
     assert ranked[0, 0] != found.question.rank(found.users, found.items)[0, 0]
+
+
+def _answered(ws: Workspace) -> Answered:
+    pair = pair_before(ws, "v1", AS_OF)
+    assert pair is not None
+    return Answered(pair, HORIZON)
+
+
+def test_settings_are_learned_on_what_there_is_where_refreshes_begin_late(counted: Workspace) -> None:
+    found = {kind: counted.ledger.snapshots(f"{kind}_embedding_v1", accepted=True)[0] for kind in ("user", "item")}
+    first = Pair(found["user"], found["item"])
+
+    def used(days: float) -> Answered | None:
+        at = AS_OF + timedelta(days=days) + counted.config.availability_lag
+        return answered_before(counted, Pair(replace(first.users, as_of=at), replace(first.items, as_of=at)))
+
+    assert used(0) is None and used(6.9) is None
+    assert used(28) == Answered(first, HORIZON) and used(40) == Answered(first, HORIZON)
+    short = used(12)
+    assert short == Answered(first, timedelta(days=12))
+    # What was chosen after the index was made has no part in it: all of it was chosen on the third day.
+    assert learn_added(counted, short).added.popularity.weight > 0
+    assert learn_added(counted, Answered(first, timedelta(days=2))) == Learned()
 
 
 def test_no_choice_counts_that_had_not_happened_when_the_index_is_used(counted: Workspace) -> None:
@@ -196,7 +230,7 @@ def test_own_choices_add_to_what_one_chose_and_to_nothing_else(counted: Workspac
 
 def test_the_weight_of_own_choices_is_learned_where_they_are_made_again(counted: Workspace) -> None:
     _publish_choices(counted, [ITEMS[-4:]] * 2, [[0.5] * 4] * 2, AS_OF)
-    learned = learn_added(counted, pair_before(counted, "v1", AS_OF))
+    learned = learn_added(counted, _answered(counted))
     assert learned.added.own.weight > 0 and learned.added.popularity == Popularity()  # the least that finds all
     # Alone popularity is worth something.
     assert learned.without_own.popularity.weight > 0 and learned.without_own.own.weight == 0
@@ -204,7 +238,7 @@ def test_the_weight_of_own_choices_is_learned_where_they_are_made_again(counted:
 
 def test_own_choices_weigh_nothing_where_others_are_made(counted: Workspace) -> None:
     _publish_choices(counted, [ITEMS[:8]] * 2, [[4.0] * 8] * 2, AS_OF)
-    learned = learn_added(counted, pair_before(counted, "v1", AS_OF))
+    learned = learn_added(counted, _answered(counted))
     assert learned.added == learned.without_own
     assert learned.added.own.weight == 0 and learned.added.popularity.weight > 0
 
@@ -213,7 +247,8 @@ def test_own_choices_are_those_as_of_the_moment_or_before(counted: Workspace) ->
     pair = pair_before(counted, "v1", AS_OF)
     assert pair is not None
     _publish_choices(counted, [ITEMS[-4:]] * 2, [[0.5] * 4] * 2, AS_OF + timedelta(days=2))
-    assert choices_before(counted, pair.users) is None and learn_added(counted, pair).added.own.weight == 0
+    assert choices_before(counted, pair.users) is None
+    assert learn_added(counted, _answered(counted)).added.own.weight == 0
     _publish_choices(counted, [ITEMS[:4]] * 2, [[0.5] * 4] * 2, AS_OF - timedelta(days=2))
     read = choices_before(counted, pair.users)
     assert read is not None and read.as_of == AS_OF - timedelta(days=2)
