@@ -1,11 +1,11 @@
-"""What users chose themselves, added to a peer's scores as it is added to our products.
+"""What users chose themselves and what is popular, added to a peer's scores as both are added to our products.
 
 Legend: B users that are asked about, I items, N own items of a user.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -13,7 +13,18 @@ from scipy import sparse
 from models.downstream.retrieval import Own
 
 # Against the score of a user's hundredth item, on average: peers have scales of their own.
-WEIGHTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+WEIGHTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # of own choices
+POPULARITY_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of log(1 + count)
+
+
+class Weights(NamedTuple):
+    """How much of both is added, against the score of a user's hundredth item."""
+
+    own: float = 0.0
+    popularity: float = 0.0
+
+
+NOTHING = Weights()
 
 
 def dense_scores(model: Any, matrix: sparse.csr_matrix, asked: np.ndarray) -> np.ndarray:
@@ -37,22 +48,30 @@ def scale_of(scores: np.ndarray, k: int) -> float:
     return max(float(np.partition(scores, -k, axis=1)[:, -k].mean()), float(np.finfo(np.float32).tiny))
 
 
-def rank(scores: np.ndarray, k: int, own: Own | None = None, weight: float = 0.0) -> np.ndarray:
+def rank(
+    scores: np.ndarray,
+    k: int,
+    weights: Weights = NOTHING,
+    own: Own | None = None,
+    popular: np.ndarray | None = None,
+) -> np.ndarray:
     """Return the K best items of each user, int [B, K]; -1 where there are fewer items.
 
     Parameters
     ----------
     scores
         float [B, I].
-    own
-        What is added, before it is weighed.
-    weight
+    weights
         On the scale of the scores.
+    own, popular
+        What is added, before it is weighed; `popular` float [I].
     """
     total = scores.astype(np.float32, copy=True)
-    if own is not None and weight:
+    if popular is not None and weights.popularity:
+        total += np.float32(weights.popularity) * popular
+    if own is not None and weights.own:
         row, column = np.nonzero(own.positions >= 0)
-        total[row, own.positions[row, column]] += weight * own.added[row, column]
+        total[row, own.positions[row, column]] += weights.own * own.added[row, column]
     kept = min(k, scores.shape[1])
     best = np.argpartition(-total, kept - 1, axis=1)[:, :kept]
     order = np.argsort(-np.take_along_axis(total, best, axis=1), axis=1, kind="stable")

@@ -1,7 +1,7 @@
 """Retrieval by ALS, BPR and item-kNN of `implicit`, searched before the test period, beside the published vectors.
 
-Each of them also with users' own choices added, as ours are. And by two rules that learn nothing: what is chosen most,
-and one's own choices again before what is chosen most.
+Each of them also with what is popular and users' own choices added, as to ours. And by two rules that learn nothing:
+what is chosen most, and one's own choices again before what is chosen most.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,11 +19,12 @@ import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from benchmarks.peers_own import WEIGHTS, dense_scores, rank, scale_of
+from benchmarks.peers_own import NOTHING, POPULARITY_WEIGHTS, WEIGHTS, Weights, dense_scores, rank, scale_of
 from benchmarks.peers_rows import digest
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.lake import read_json, write_json
 from jobs import retrieve, retrieve_questions
+from jobs.popularity import Popularity
 from jobs.retrieve_questions import HORIZON, Pair, Question
 from jobs.workspace import Progress, Workspace
 from models.bootstrap import bootstrap_mean
@@ -31,7 +32,7 @@ from models.downstream.retrieval import Own
 from models.metrics import recall_at_k
 
 K = 100
-ADDED = "own choices added"
+ADDED = "popularity and own choices added"
 EVER = timedelta(days=36_500)
 Setting = dict[str, Any]
 
@@ -82,8 +83,9 @@ class Asked:
     offsets, own
         What popularity, by item, and own choices, of those who are asked about, add to our products as it was learned
         before the moment; None for nothing.
-    chosen
-        Own choices of those who are asked about, not weighed yet: what peers are given; None where none are published.
+    popular, chosen
+        The same before it is weighed, log(1 + count) [I] and own choices of those who are asked about: what peers are
+        given; None where nothing is published.
     """
 
     question: Question
@@ -92,6 +94,7 @@ class Asked:
     items: np.ndarray
     offsets: np.ndarray | None = None
     own: Own | None = None
+    popular: np.ndarray | None = None
     chosen: Own | None = None
 
     @property
@@ -112,8 +115,8 @@ class Asked:
         scores = (row.toarray().ravel() + popular for row in (own[[user]] for user in self.question.asked))
         return np.stack([np.argsort(-score, kind="stable")[:K] for score in scores])
 
-    def peer(self, peer: str, setting: Setting, weights: Iterable[float] = (0.0,), seed: int = 0) -> list[np.ndarray]:
-        """Return recall@100 per user of a peer, with own choices added by each of some weights."""
+    def peer(self, peer: str, setting: Setting, seed: int = 0) -> Scored:
+        """Return what a peer with a setting, fitted on what was known, thinks of every item."""
         model = model_of(peer, setting, self.items.shape[1], seed)
         known = self.question if setting["past"] == "coverage" else self.ever
         half_life = setting.get("half_life_days")
@@ -128,14 +131,43 @@ class Asked:
         cold = np.diff(matrix.indptr)[self.question.asked] == 0
         scale = scale_of(scores[~cold], K)
         scores[cold] = np.asarray(matrix.sum(axis=0)).ravel()
-        return [self.recall(rank(scores, K, self.chosen, scale * weight)) for weight in weights]
+        return Scored(self, scores, scale)
 
 
-def asked(ws: Workspace, pair: Pair) -> Asked:
+@dataclass(frozen=True)
+class Scored:
+    """A fitted peer's scores of every item, float [B, I], and how large they are."""
+
+    asked: Asked
+    scores: np.ndarray
+    scale: float
+
+    def recall(self, weights: Weights = NOTHING) -> np.ndarray:
+        """Return recall@100 per user [B], with so much of popularity and own choices added."""
+        scaled = Weights(*(self.scale * weight for weight in weights))
+        return self.asked.recall(rank(self.scores, K, scaled, self.asked.chosen, self.asked.popular))
+
+    def search(self) -> dict[Weights, float]:
+        """Return mean recall@100 of nothing added, of popularity, and of own choices beside the best of these."""
+        found: dict[Weights, float] = {}
+
+        def add(weights: Weights) -> None:
+            found[weights] = float(self.recall(weights).mean())
+
+        add(NOTHING)
+        for weight in POPULARITY_WEIGHTS if self.asked.popular is not None else ():
+            add(Weights(popularity=weight))
+        for popularity in {0.0, max(found, key=lambda weights: found[weights]).popularity}:
+            for weight in WEIGHTS if self.asked.chosen is not None else ():
+                add(Weights(weight, popularity))
+        return found
+
+
+def asked(ws: Workspace, pair: Pair, horizon: timedelta = HORIZON) -> Asked:
     """Return what retrieval is asked at a pair of snapshots, exactly as `jobs.retrieve` asks it."""
-    lately, ever = (retrieve_questions.ask(ws, pair, past) for past in (None, EVER))
+    lately, ever = (retrieve_questions.ask(ws, pair, past, horizon) for past in (None, EVER))
     if lately is None or ever is None:
-        raise NotReadyError(f"Nobody chose a known item within {HORIZON.days} days from {pair.users.as_of}.")
+        raise NotReadyError(f"Nobody chose a known item within {horizon.days} days from {pair.users.as_of}.")
     added = retrieve.learn_added(ws, retrieve_questions.answered_before(ws, pair)).added
     chosen = retrieve.choices_of(ws, pair, lately)
     return Asked(
@@ -145,17 +177,18 @@ def asked(ws: Workspace, pair: Pair) -> Asked:
         lately.items,
         added.popularity.offsets(ws, pair.items, lately.item_ids),
         added.own.of(chosen),
+        Popularity.of_actions(retrieve_questions.actions_of(ws), 1.0).offsets(ws, pair.items, lately.item_ids),
         chosen,
     )
 
 
 def windows(ws: Workspace, version: str) -> tuple[Asked, Asked]:
-    """Return the question at the start of the test period, and the one 28 days and the lag before it."""
+    """Return the question at the start of the test period, and the one before it that our weights are learned on."""
     test = retrieve_questions.pair_before(ws, version, ws.splits.valid_end)
-    earlier = None if test is None else retrieve_questions.pair_before(ws, version, retrieve_questions.before(ws, test))
+    earlier = None if test is None else retrieve_questions.answered_before(ws, test)
     if test is None or earlier is None:
         raise NotReadyError(f"{version} has no snapshots before the test period. Run `headwater backfill` first.")
-    return asked(ws, test), asked(ws, earlier)
+    return asked(ws, test), asked(ws, earlier.pair, earlier.horizon)
 
 
 Others = dict[str, Callable[[Asked], tuple[np.ndarray, Setting]]]
@@ -186,8 +219,8 @@ def compare(
     longer = max(pasts, key=lambda past: float(valid.recall(valid.again(past)).mean()))
     found["own choices again"] = (test.recall(test.again(longer)), {"past": longer, "tried": len(pasts)}, 1)
     for peer in SEARCH:
-        for name, (best, weight, chosen) in _search(peer, valid, folder / "search", progress).items():
-            runs = [test.peer(peer, best, [weight], seed)[0] for seed in range(1 if peer == "item-kNN" else seeds)]
+        for name, (best, weights, chosen) in _search(peer, valid, folder / "search", progress).items():
+            runs = [test.peer(peer, best, seed).recall(weights) for seed in range(1 if peer == "item-kNN" else seeds)]
             found[name] = (np.mean(runs, axis=0), chosen, len(runs))
     found |= {name: (*score(test), 1) for name, score in others.items()}
     return [_row(name, recall, ours, setting, runs) for name, (recall, setting, runs) in found.items()]
@@ -195,38 +228,44 @@ def compare(
 
 def _search(
     peer: str, valid: Asked, folder: Path, progress: Progress
-) -> dict[str, tuple[Setting, float, dict[str, Any]]]:
-    """Return the best setting before the test period, the weight of own choices, and how it did there.
+) -> dict[str, tuple[Setting, Weights, dict[str, Any]]]:
+    """Return the best setting before the test period, the weights of what is added, and how it did there.
 
-    The same without own choices and with them, by name. Settings learn from the choices within `coverage`, which our
-    vectors are computed from, or from those of all time; the best one is tried on those of all time in any case.
+    The same with nothing added and with popularity and own choices, by name. Settings learn from the choices within
+    `coverage`, which our vectors are computed from, or from those of all time; the best one is tried on those of all
+    time in any case.
     """
-    weights = (0.0,) if valid.chosen is None else (0.0, *WEIGHTS)
-    key = digest(weights, None if valid.chosen is None else hashlib.sha256(valid.chosen.added.tobytes()).hexdigest())
-    scores: list[tuple[Setting, dict[float, float]]] = []
+    added = hashlib.sha256()
+    for part in (valid.popular, None if valid.chosen is None else valid.chosen.added):
+        added.update(b"" if part is None else part.tobytes())
+    key = digest(WEIGHTS, POPULARITY_WEIGHTS, added.hexdigest())
+    scores: list[tuple[Setting, dict[Weights, float]]] = []
 
     def score(setting: Setting, step: int) -> None:
         progress(f"{peer}: search before the test period", step, len(SEARCH[peer]) + 1)
         file = folder / f"{peer}-{key}-{json.dumps(setting, sort_keys=True)}.json".replace(" ", "")
         if not file.exists():
             started = time.monotonic()
-            recalls = [float(recall.mean()) for recall in valid.peer(peer, setting, weights)]
-            found = dict(zip(map(str, weights), recalls, strict=True))
-            write_json({"recall_at_100": found, "seconds": time.monotonic() - started}, file)
-        scores.append((setting, {float(key): value for key, value in read_json(file)["recall_at_100"].items()}))
+            recalls = [[*weights, recall] for weights, recall in valid.peer(peer, setting).search().items()]
+            write_json({"recall_at_100": recalls, "seconds": time.monotonic() - started}, file)
+        found = read_json(file)["recall_at_100"]
+        scores.append((setting, {Weights(own, popularity): recall for own, popularity, recall in found}))
 
     for step, setting in enumerate(SEARCH[peer]):
         score(setting, step)
-    longer = max(scores, key=lambda pair: pair[1][0.0])[0] | {"past": "all"}
+    longer = max(scores, key=lambda pair: pair[1][NOTHING])[0] | {"past": "all"}
     if longer not in SEARCH[peer]:
         score(longer, len(SEARCH[peer]))
+    tried = [(recall, setting, weights) for setting, recalls in scores for weights, recall in recalls.items()]
     found = {}
-    for name, allowed in ((peer, weights[:1]), (f"{peer}, {ADDED}", weights[1:])):
+    for name, allowed in (
+        (peer, [each for each in tried if not any(each[2])]),
+        (f"{peer}, {ADDED}", [each for each in tried if any(each[2])]),
+    ):
         if allowed:
-            tried = [(recalls[weight], setting, weight) for setting, recalls in scores for weight in allowed]
-            recall, best, weight = max(tried, key=lambda each: each[0])
-            told = {**best, "valid_recall_at_100": recall, "tried": len(tried)}
-            found[name] = best, weight, told | ({"weight": weight} if weight else {})
+            recall, best, weights = max(allowed, key=lambda each: each[0])
+            told = {**best, "valid_recall_at_100": recall, "tried": len(allowed)}
+            found[name] = best, weights, told | (weights._asdict() if any(weights) else {})
     return found
 
 

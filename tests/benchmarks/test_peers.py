@@ -20,7 +20,7 @@ from benchmarks import peers_retrieval, peers_sasrec, peers_tables, peers_trees,
 from benchmarks.one_request import OneRequest, of_one_user, sources_of
 from benchmarks.peers import Contest
 from benchmarks.peers_monolith import Monolith, MonolithBatch
-from benchmarks.peers_own import WEIGHTS, dense_scores, rank
+from benchmarks.peers_own import NOTHING, POPULARITY_WEIGHTS, WEIGHTS, Weights, dense_scores, rank
 from benchmarks.peers_retrieval import SEARCH, Asked, K, model_of
 from benchmarks.peers_rows import svd_refreshes
 from benchmarks.peers_trees import PRIOR, statistics, vector_columns
@@ -195,12 +195,16 @@ def test_every_retrieval_peer_finds_what_its_users_like(peer: str) -> None:
     question = Question(asked, relevant, popular, (users, items), np.zeros(3000))
     vectors = rng.normal(size=(60, 8)).astype(np.float32), rng.normal(size=(300, 8)).astype(np.float32)
     found = Asked(question, question, *vectors)
-    alone = found.peer(peer, SEARCH[peer][0])[0]
+    alone = found.peer(peer, SEARCH[peer][0]).recall()
     assert alone.mean() > 1.3 * found.recall(popular).mean()
     # What is added counts, whatever the scale of a peer's scores.
     chosen = Own(np.stack([items[:15] for items in relevant]), np.ones((40, 15), np.float32))
-    added = dataclasses.replace(found, chosen=chosen).peer(peer, SEARCH[peer][0], [0.0, 1.0])
-    assert (added[0] == alone).all() and (added[1] >= 15 / 20).all()
+    added = dataclasses.replace(found, chosen=chosen).peer(peer, SEARCH[peer][0])
+    assert (added.recall() == alone).all() and (added.recall(Weights(own=1.0)) >= 15 / 20).all()
+    liked = np.zeros(300, np.float32)
+    liked[relevant[0]] = 1.0
+    shown = dataclasses.replace(found, popular=liked).peer(peer, SEARCH[peer][0])
+    assert shown.recall(Weights(popularity=100.0))[0] == 1.0 and (shown.recall() == alone).all()
 
 
 @pytest.mark.parametrize("peer", SEARCH)
@@ -236,23 +240,40 @@ def test_a_peers_choices_fade_where_its_setting_says_so(monkeypatch: pytest.Monk
     assert fading in SEARCH["item-kNN"]
 
 
-def test_the_search_chooses_with_and_without_own_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def recalls(self: Asked, peer: str, setting: Any, weights: Any, seed: int = 0) -> list[np.ndarray]:
-        known = {"cosine": 0.3, "tfidf": 0.4}.get(setting["kind"], 0.1)
-        # What does best alone does not do best with what is added.
-        return [np.full(2, known if not w else 0.9 - known - abs(w - 0.5)) for w in weights]
+def test_the_search_chooses_with_and_without_what_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Told(peers_retrieval.Scored):
+        known: float = 0.0
 
-    monkeypatch.setattr(Asked, "peer", recalls)
+        def recall(self, weights: Weights = NOTHING) -> np.ndarray:
+            if not any(weights):
+                return np.full(2, self.known)
+            # What does best alone does not do best with what is added.
+            return np.full(2, 0.9 - self.known - abs(weights.own - 0.5) / 2 - abs(weights.popularity - 0.3) / 10)
+
+    def peer(self: Asked, peer: str, setting: Any, seed: int = 0) -> Told:
+        return Told(self, np.zeros((2, 4)), 1.0, {"cosine": 0.3, "tfidf": 0.4}.get(setting["kind"], 0.1))
+
+    monkeypatch.setattr(Asked, "peer", peer)
     question = Question(np.array([0, 1]), [np.array([1])] * 2, np.zeros((2, 4), int), (np.zeros(0),) * 2, np.zeros(0))
     alone = Asked(question, question, np.zeros((3, 8)), np.zeros((4, 8)))
-    given = dataclasses.replace(alone, chosen=Own(np.zeros((2, 1), int), np.ones((2, 1), np.float32)))
+    chosen = Own(np.zeros((2, 1), int), np.ones((2, 1), np.float32))
+    given = dataclasses.replace(alone, chosen=chosen, popular=np.ones(4, np.float32))
     found = peers_retrieval._search("item-kNN", given, tmp_path / "with", lambda *told: None)
-    assert set(found) == {"item-kNN", "item-kNN, own choices added"}
-    setting, weight, told = found["item-kNN"]
-    assert setting["kind"] == "tfidf" and weight == 0 and "weight" not in told
-    setting, weight, told = found["item-kNN, own choices added"]
-    assert setting["kind"] == "bm25" and weight == told["weight"] == 0.5
-    assert told["tried"] == len(WEIGHTS) * len(list((tmp_path / "with").iterdir()))
+    name = f"item-kNN, {peers_retrieval.ADDED}"
+    assert set(found) == {"item-kNN", name}
+    setting, weights, told = found["item-kNN"]
+    assert setting["kind"] == "tfidf" and weights == NOTHING and "own" not in told
+    setting, weights, told = found[name]
+    assert setting["kind"] == "bm25" and weights == Weights(0.5, 0.3) == (told["own"], told["popularity"])
+    files = [file.name for file in (tmp_path / "with").iterdir()]
+    settings, by_itself = len(files), sum("tfidf" in file for file in files)
+    # Own choices are tried beside the best popularity, and beside none; that is one and the same where none is best.
+    assert 0 < by_itself < settings
+    assert told["tried"] == settings * (len(POPULARITY_WEIGHTS) + 2 * len(WEIGHTS)) - by_itself * len(WEIGHTS)
+    # Asked again, what lies there is read.
+    again = peers_retrieval._search("item-kNN", given, tmp_path / "with", lambda *told: None)
+    assert again == found and len(list((tmp_path / "with").iterdir())) == settings
     assert set(peers_retrieval._search("item-kNN", alone, tmp_path / "alone", lambda *told: None)) == {"item-kNN"}
 
 
