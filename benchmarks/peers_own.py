@@ -14,7 +14,7 @@ from models.downstream.retrieval import Own
 
 # Against the score of a user's hundredth item, on average: peers have scales of their own.
 WEIGHTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # of own choices
-POPULARITY_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of log(1 + count)
+POPULARITY_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of log(1 + count)
 
 
 class Weights(NamedTuple):

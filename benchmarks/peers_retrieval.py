@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,17 +43,26 @@ SEARCH: dict[str, list[Setting]] = {
         for regularization, alpha in ((0.05, 10.0), (0.05, 1.0), (0.05, 40.0), (5.0, 10.0), (50.0, 10.0), (200.0, 10.0))
     ]
     # Choices fade as those that are folded into our vectors do, and so count for less against the confidence.
-    + [{"past": "all", "half_life_days": 90.0, "regularization": 50.0, "alpha": alpha} for alpha in (10.0, 20.0, 40.0)],
+    + [{"past": "all", "half_life_days": 90.0, "regularization": 50.0, "alpha": alpha} for alpha in (10.0, 20.0, 40.0)]
+    # Everything that users turned to, not only what is to be foreseen.
+    + [
+        {"past": "activity", "regularization": regularization, "alpha": alpha}
+        for regularization, alpha in ((50.0, 1.0), (50.0, 10.0), (200.0, 1.0), (200.0, 10.0))
+    ]
+    + [{"past": "activity", "half_life_days": 30.0, "regularization": 50.0, "alpha": alpha} for alpha in (1.0, 10.0)],
     "BPR": [
         {"past": "coverage", "learning_rate": rate, "regularization": regularization}
         for rate, regularization in ((0.01, 0.01), (0.05, 0.01), (0.01, 0.1), (0.05, 0.1))
-    ],
+    ]
+    + [{"past": "activity", "learning_rate": 0.05, "regularization": 0.01}],
     "item-kNN": [
         {"past": "coverage", "kind": kind, "K": neighbours}
         for kind in ("cosine", "tfidf", "bm25")
         for neighbours in (20, 200)
     ]
-    + [{"past": "all", "half_life_days": 90.0, "kind": kind, "K": 20} for kind in ("cosine", "tfidf", "bm25")],
+    + [{"past": "all", "half_life_days": 90.0, "kind": kind, "K": 20} for kind in ("cosine", "tfidf", "bm25")]
+    + [{"past": "activity", "kind": kind, "K": 200} for kind in ("cosine", "tfidf", "bm25")]
+    + [{"past": "activity", "half_life_days": 30.0, "kind": kind, "K": 200} for kind in ("cosine", "tfidf", "bm25")],
 }
 
 
@@ -80,6 +89,8 @@ class Asked:
 
     Attributes
     ----------
+    activity
+        The same question with all that users turned to within `coverage`, what our vectors are computed from.
     offsets, own
         What popularity, by item, and own choices, of those who are asked about, add to our products as it was learned
         before the moment; None for nothing.
@@ -90,6 +101,7 @@ class Asked:
 
     question: Question
     ever: Question
+    activity: Question
     users: np.ndarray
     items: np.ndarray
     offsets: np.ndarray | None = None
@@ -118,7 +130,7 @@ class Asked:
     def peer(self, peer: str, setting: Setting, seed: int = 0) -> Scored:
         """Return what a peer with a setting, fitted on what was known, thinks of every item."""
         model = model_of(peer, setting, self.items.shape[1], seed)
-        known = self.question if setting["past"] == "coverage" else self.ever
+        known = {"coverage": self.question, "all": self.ever, "activity": self.activity}[setting["past"]]
         half_life = setting.get("half_life_days")
         counts = np.ones(len(known.ages)) if half_life is None else np.exp2(-known.ages / half_life)
         shape = (len(self.users), len(self.items))
@@ -166,13 +178,15 @@ class Scored:
 def asked(ws: Workspace, pair: Pair, horizon: timedelta = HORIZON) -> Asked:
     """Return what retrieval is asked at a pair of snapshots, exactly as `jobs.retrieve` asks it."""
     lately, ever = (retrieve_questions.ask(ws, pair, past, horizon) for past in (None, EVER))
-    if lately is None or ever is None:
+    activity = None if lately is None else _activity(ws, pair, lately)
+    if lately is None or ever is None or activity is None:
         raise NotReadyError(f"Nobody chose a known item within {horizon.days} days from {pair.users.as_of}.")
     added = retrieve.learn_added(ws, retrieve_questions.answered_before(ws, pair)).added
     chosen = retrieve.choices_of(ws, pair, lately)
     return Asked(
         lately.question,
         ever.question,
+        activity,
         lately.users,
         lately.items,
         added.popularity.offsets(ws, pair.items, lately.item_ids),
@@ -180,6 +194,15 @@ def asked(ws: Workspace, pair: Pair, horizon: timedelta = HORIZON) -> Asked:
         Popularity.of_actions(retrieve_questions.actions_of(ws), 1.0).offsets(ws, pair.items, lately.item_ids),
         chosen,
     )
+
+
+def _activity(ws: Workspace, pair: Pair, found: retrieve_questions.Asked) -> Question | None:
+    """Return the question with everything that makes up a user's history before it."""
+    counts = ws.log.record.counts
+    actions = ws.config.history_actions or tuple(name for name in counts if name != "impression" and counts[name])
+    ids = found.user_ids, found.item_ids
+    asked = retrieve_questions.question(ws, *ids, pair.users.as_of, actions=actions)
+    return None if asked is None else replace(found.question, pairs=asked.pairs, ages=asked.ages)
 
 
 def windows(ws: Workspace, version: str) -> tuple[Asked, Asked]:

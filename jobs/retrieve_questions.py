@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -130,6 +131,7 @@ def question(
     past: timedelta | None = None,
     surface: str | None = None,
     horizon: timedelta = HORIZON,
+    actions: Sequence[str] | None = None,
 ) -> Question | None:
     """Read from the log what the given users chose of the given items; None if nobody chose any.
 
@@ -140,13 +142,15 @@ def question(
     ----------
     surface
         Only choices that came of an impression on it; None for all.
+    actions
+        Event types that are choices; those that retrieval has to foresee by default.
     """
     from models.downstream.baselines import popularity
 
     positions = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
     rows = pl.DataFrame({"user_id": user_ids}).with_row_index("user")
     start = as_of + ws.config.availability_lag
-    acted = ws.log.scan().filter(pl.col("event_type").is_in(list(actions_of(ws))))
+    acted = ws.log.scan().filter(pl.col("event_type").is_in(list(actions or actions_of(ws))))
     if surface is not None:
         acted = acted.select("event_timestamp", "user_id", "item_id", "impression_id").join(
             _shown_on(ws, surface), on="impression_id", how="semi"

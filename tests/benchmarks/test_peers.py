@@ -194,7 +194,7 @@ def test_every_retrieval_peer_finds_what_its_users_like(peer: str) -> None:
     popular = np.tile(np.argsort(-np.bincount(items, minlength=300))[:100], (40, 1))
     question = Question(asked, relevant, popular, (users, items), np.zeros(3000))
     vectors = rng.normal(size=(60, 8)).astype(np.float32), rng.normal(size=(300, 8)).astype(np.float32)
-    found = Asked(question, question, *vectors)
+    found = Asked(question, question, question, *vectors)
     alone = found.peer(peer, SEARCH[peer][0]).recall()
     assert alone.mean() > 1.3 * found.recall(popular).mean()
     # What is added counts, whatever the scale of a peer's scores.
@@ -232,11 +232,14 @@ def test_a_peers_choices_fade_where_its_setting_says_so(monkeypatch: pytest.Monk
     monkeypatch.setattr(peers_retrieval, "model_of", lambda *given: Kept())
     pairs, ages = (np.array([0, 1, 1]), np.array([3, 2, 0])), np.array([0.0, 90.0, 180.0])
     question = Question(np.array([0, 1]), [np.array([1]), np.array([2])], np.zeros((2, 4), int), pairs, ages)
-    found = Asked(question, question, np.zeros((3, 8)), np.zeros((100, 8)))
+    found = Asked(question, question, question, np.zeros((3, 8)), np.zeros((100, 8)))
     fading = {"past": "all", "half_life_days": 90.0, "kind": "cosine", "K": 20}
     found.peer("item-kNN", fading)
     found.peer("item-kNN", {"past": "all", "kind": "cosine", "K": 20})
     assert given == [[1.0, 0.5, 0.25], [1.0, 1.0, 1.0]]
+    turned_to = dataclasses.replace(question, pairs=tuple(np.r_[side, side[:1]] for side in pairs), ages=np.zeros(4))
+    dataclasses.replace(found, activity=turned_to).peer("item-kNN", {"past": "activity", "kind": "cosine", "K": 20})
+    assert given[2] == [2.0, 1.0, 1.0]
     assert fading in SEARCH["item-kNN"]
 
 
@@ -256,7 +259,7 @@ def test_the_search_chooses_with_and_without_what_is_added(tmp_path: Path, monke
 
     monkeypatch.setattr(Asked, "peer", peer)
     question = Question(np.array([0, 1]), [np.array([1])] * 2, np.zeros((2, 4), int), (np.zeros(0),) * 2, np.zeros(0))
-    alone = Asked(question, question, np.zeros((3, 8)), np.zeros((4, 8)))
+    alone = Asked(question, question, question, np.zeros((3, 8)), np.zeros((4, 8)))
     chosen = Own(np.zeros((2, 1), int), np.ones((2, 1), np.float32))
     given = dataclasses.replace(alone, chosen=chosen, popular=np.ones(4, np.float32))
     found = peers_retrieval._search("item-kNN", given, tmp_path / "with", lambda *told: None)
@@ -295,7 +298,7 @@ def test_training_again_keeps_the_costs(monkeypatch: pytest.MonkeyPatch) -> None
 def test_own_choices_again_come_before_what_is_popular() -> None:
     pairs = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([3, 3, 1, 2, 2, 2, 0])
     question = Question(np.array([0, 2]), [np.array([1]), np.array([2])], np.zeros((2, 4), int), pairs, np.zeros(7))
-    ranked = Asked(question, question, np.zeros((3, 8)), np.zeros((4, 8))).again("coverage")
+    ranked = Asked(question, question, question, np.zeros((3, 8)), np.zeros((4, 8))).again("coverage")
     assert ranked.tolist() == [[3, 1, 2, 0], [2, 3, 0, 1]]
 
 
@@ -398,7 +401,7 @@ def test_what_the_other_environment_writes_where_it_runs_stays_in_its_folder(
     pairs = (np.array([0, 1]), np.array([2, 1]))
     question = Question(np.array([0, 1]), [np.array([1]), np.array([0])], np.full((2, K), -1), pairs, np.ones(2))
     question.popular[:, 0] = 1
-    test = Asked(question, question, np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32))
+    test = Asked(question, question, question, np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32))
     # A relative folder and a relative Python, as the command line gives them.
     python = Path(os.path.relpath(sys.executable))
     recall, _ = peers_sasrec.recall(test, python, Path("sasrec"), lambda told: None)
@@ -420,7 +423,7 @@ def test_choices_of_one_moment_are_in_no_order_of_ids() -> None:
     ages = np.repeat([9.0, 5.0, 2.0], 200)
     pairs = np.zeros(600, int), np.tile(np.arange(200), 3)
     question = Question(np.array([0]), [np.array([1])], np.zeros((1, 4), int), pairs, ages)
-    test = Asked(question, question, np.zeros((1, 3), np.float32), np.zeros((200, 3), np.float32))
+    test = Asked(question, question, question, np.zeros((1, 3), np.float32), np.zeros((200, 3), np.float32))
     users, items = peers_sasrec.in_sequence(test)
     assert (users == 0).all()
     for moment in range(3):
