@@ -44,6 +44,8 @@ OPTIONAL = (
 def put(records: Sequence[dict[str, Any]], path: Path = RESULTS) -> list[dict[str, Any]]:
     """Write records; those with the same dataset, task, model and embeddings are replaced, the others stay.
 
+    A ranking cost that was not measured this time stays as it was: what the weights are makes no difference to it.
+
     Parameters
     ----------
     records
@@ -64,7 +66,10 @@ def put(records: Sequence[dict[str, Any]], path: Path = RESULTS) -> list[dict[st
     for record in records:
         _check(record)
     names = {name: place for place, name in enumerate((*REQUIRED, *OPTIONAL))}
-    kept = {_key(record): record for record in [*read(path), *records]}
+    kept = {_key(record): record for record in read(path)}
+    for record in records:
+        before = kept.get(_key(record), {}).get("ranking_cost")
+        kept[_key(record)] = {**record, "ranking_cost": before} if record["ranking_cost"] is None else record
     merged = [dict(sorted(kept[key].items(), key=lambda pair: names[pair[0]])) for key in sorted(kept)]
     with replacing(path) as staged:
         staged.write_text(json.dumps(merged, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -37,7 +37,7 @@ IN_SHORT = (
     ("world, 10,000 users", WORLD, "ctr", "ranker", "user+item"),
     ("world, 10,000 users", WORLD, "cvr", "ranker", "user+item of v2"),
     ("world, 10,000 users", WORLD, "retrieval", "DERM v1", "user+item"),
-    ("world, 10,000 users", WORLD, "retrieval", "popularity (conversion)", "none"),
+    ("world, 10,000 users", WORLD, "retrieval", "BPR (implicit 0.7.3), popularity and own choices added", "none"),
     ("world, 4,000 users", DENSE, "ctr", "ranker", "user+item"),
     ("world, 1,000 users", DENSEST, "ctr", "ranker", "user+item"),
 )

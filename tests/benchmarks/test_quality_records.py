@@ -23,6 +23,16 @@ def test_same_key_replaces_and_others_stay(tmp_path: Path) -> None:
     assert found == {("peer", "none"): 0.6, ("ranker", "none"): 0.8, ("ranker", "user"): 0.9}
 
 
+def test_a_cost_that_was_not_measured_again_stays(tmp_path: Path) -> None:
+    path = tmp_path / "quality.json"
+    put([record(auc=0.7, ranking_cost=1.5), record("peer", ranking_cost=2.0)], path)
+    put([record(auc=0.8), record("peer", ranking_cost=2.5)], path)
+    assert {row["model"]: (row["auc"], row["ranking_cost"]) for row in read(path)} == {
+        "ranker": (0.8, 1.5),
+        "peer": (None, 2.5),
+    }
+
+
 def test_file_does_not_depend_on_the_order_of_writing(tmp_path: Path) -> None:
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     rows = [record(), record("peer"), record(embeddings="user")]
