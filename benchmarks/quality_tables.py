@@ -33,7 +33,7 @@ IN_SHORT = (
     ("Complete Journey", JOURNEY, "cvr", "ranker", "user+item"),
     ("Complete Journey", JOURNEY, "cvr", "ranker", "SVD 32"),
     ("Complete Journey", JOURNEY, "retrieval", "DERM v1", "user+item"),
-    ("Complete Journey", JOURNEY, "retrieval", "ALS (implicit 0.7.3)", "none"),
+    ("Complete Journey", JOURNEY, "retrieval", "ALS (implicit 0.7.3), popularity and own choices added", "none"),
     ("world, 10,000 users", WORLD, "ctr", "ranker", "user+item"),
     ("world, 10,000 users", WORLD, "cvr", "ranker", "user+item of v2"),
     ("world, 10,000 users", WORLD, "retrieval", "DERM v1", "user+item"),
