@@ -6,7 +6,7 @@ before the moment it is used at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from feature_repo.contracts.errors import NotReadyError
 from feature_repo.contracts.naming import choices_view, embedding_view
+from feature_repo.contracts.types import Snapshot
 from feature_repo.lake import read_json, write_json
 from jobs.own_choices import OwnChoices, choices_before, known_choices
 from jobs.popularity import VIEW, Popularity
@@ -81,14 +82,15 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
         )
     # Own choices are tried where they are published, whether or not they come to weigh anything.
     published = [test.users, test.items, *filter(None, [choices_before(ws, test.users)])]
-    folder = ws.home.artifacts / f"{name}-{''.join(snapshot.sha256[:8] for snapshot in published)}"
+    answered = answered_before(ws, test)
+    folder = ws.home.artifacts / _folder(name, published, answered)
     done = folder / "scores.json"
     reused = done.exists()
     if not reused:
         ws.use_threads()
         progress(f"{name}: build the index and its baselines", 0, 2)
         earlier = pair_before(ws, version, before(ws, test))
-        learned = learn_added(ws, answered_before(ws, test))
+        learned = learn_added(ws, answered)
         scores = _score(ws, test, learned)
         if scores is None:
             raise NotReadyError(
@@ -115,6 +117,13 @@ def run(ws: Workspace, name: str, *, progress: Progress = silent) -> Result:
     }
     ws.ledger.put_consumer(name, consumer.task, list(consumer.versions), record)
     return Result(name, folder, read_json(done), reused)
+
+
+def _folder(name: str, published: Sequence[Snapshot], answered: Answered | None) -> str:
+    """Return the name of the artifact of some snapshots, also by how many days its weights are learned on if few."""
+    made_of = "".join(snapshot.sha256[:8] for snapshot in published)
+    short = f"-{answered.horizon.days}d" if answered is not None and answered.horizon < HORIZON else ""
+    return f"{name}-{made_of}{short}"
 
 
 @dataclass(frozen=True)

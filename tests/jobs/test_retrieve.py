@@ -184,6 +184,9 @@ def test_settings_are_learned_on_what_there_is_where_refreshes_begin_late(counte
     assert used(28) == Answered(first, HORIZON) and used(40) == Answered(first, HORIZON)
     short = used(12)
     assert short == Answered(first, timedelta(days=12))
+    # An index from before, when such a home learned nothing, is not taken for this one.
+    places = [retrieve._folder("retrieval", [first.users], each) for each in (None, used(28), short)]
+    assert places[0] == places[1] != places[2]
     # What was chosen after the index was made has no part in it: all of it was chosen on the third day.
     assert learn_added(counted, short).added.popularity.weight > 0
     assert learn_added(counted, Answered(first, timedelta(days=2))) == Learned()
