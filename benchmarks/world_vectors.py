@@ -33,6 +33,7 @@ from jobs.world.config import WorldConfig
 from jobs.world.outcomes import sigmoid
 from jobs.world.world import World
 from models.metrics import roc_auc
+from models.upstream.outcome_frame import own_directions
 from models.upstream.outcome_settings import OutcomeFoldIn, Pace
 
 
@@ -107,6 +108,17 @@ def published(ws: Workspace, version: str, moment: datetime) -> tuple[Vectors, V
         read_vectors(ws.home.root / snapshot.path, join_key(entity))
         for snapshot, entity in zip((pair.users, pair.items), ENTITIES, strict=True)
     )
+    return users, items
+
+
+def of_tastes(ws: Workspace, version: str, vectors: tuple[Vectors, Vectors]) -> tuple[Vectors, Vectors]:
+    """Return a version's vectors without what stands beside tastes: the truth tells rates and prices here."""
+    space = ws.ledger.space(ws.ledger.version(version).space_id)
+    if folding.OUTCOMES_KEY not in space.config:
+        return vectors
+    config = OutcomeFoldIn.of(space.config[folding.OUTCOMES_KEY])
+    beside = own_directions(space.dim, len(config.numbers)).numpy()
+    users, items = ((ids, found - found @ beside @ beside.T) for ids, found in vectors)
     return users, items
 
 
@@ -197,7 +209,7 @@ def main() -> None:
     if ways is not None:
         for name in ways or WAYS:
             vectors = made(ws, tried, config.start + timedelta(days=first), WAYS[name])
-            tell(name, [products(vectors, rows, config)])
+            tell(name, [products(of_tastes(ws, tried, vectors), rows, config)])
     else:
         found = {upstream.version: read(ws, upstream.version, days, first, config) for upstream in ws.config.upstreams}
         for versions in together(list(found)):
@@ -209,7 +221,7 @@ def read(ws: Workspace, version: str, days: list[Shown], first: int, config: Wor
     """Return the products of a version's vectors of all days, each day with those that were there when it began."""
     moments = (config.start + timedelta(days=first + count) for count in range(len(days)))
     parts = zip(moments, days, strict=True)
-    found = [products(published(ws, version, moment), part, config) for moment, part in parts]
+    found = [products(of_tastes(ws, version, published(ws, version, moment)), part, config) for moment, part in parts]
     product, there = (np.concatenate(values) for values in zip(*found, strict=True))
     return product, there
 

@@ -97,6 +97,11 @@ class Upstream(_Settings):
         description="days after which a choice that is folded in counts half; null: 30, of outcomes 60 for users and "
         "30 for items",
     )
+    fold_in_numbers: tuple[str, ...] | None = Field(
+        None,
+        description="numeric attributes of items, such as a price, of which each user has slopes of his own where "
+        "outcomes are folded in; null: the first eight there are",
+    )
     seed: int = 0
     start_from: str | None = Field(
         None,
@@ -129,8 +134,13 @@ class Upstream(_Settings):
         check_version(self.version)
         if self.kind == "derm" and self.content_dim is not None:
             raise ValueError("content_dim belongs to kind: content; a DERM's preset says how long its vectors are")
-        if self.fold_in is None and (self.fold_in_half_life_days, self.fold_in_of) != (None, None):
-            raise ValueError("fold_in_half_life_days and fold_in_of say how fold_in folds choices in: set fold_in too")
+        how = (self.fold_in_half_life_days, self.fold_in_of, self.fold_in_numbers)
+        if self.fold_in is None and how != (None, None, None):
+            raise ValueError(
+                "fold_in_half_life_days, fold_in_of and fold_in_numbers say how choices are folded in: set fold_in too"
+            )
+        if self.fold_in_numbers and self.fold_in_of in (None, "choices"):
+            raise ValueError("fold_in_numbers: choices tell nothing of numbers; set fold_in_of, or leave it out")
         if self.kind == "content":
             known = {"version", "kind", "description", "train_end", "content_dim", "seed"}
             fields = type(self).model_fields

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from jobs.features.history import Activity
     from jobs.features.log import EventLog
+    from jobs.features.numbers import ItemNumbers
     from models.upstream.fold_in import Choices, Folded, FoldedChoices, FoldIn
     from models.upstream.fold_in_outcomes import FoldedOutcomes
     from models.upstream.outcome_settings import OutcomeFoldIn
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 Codes = dict[Entity, np.ndarray]
 # In a space's config, by what is folded in.
 KEY, OUTCOMES_KEY = "fold_in", "fold_in_outcomes"
+MOST_NUMBERS = 8  # of items, each of which takes a direction of vectors
+# Fewer floats, and products that are worth a tenth of what they are worth to clicks: slopes and numbers stand out more.
+OF_CONVERSIONS = {"slope": 2.0, "number": 0.2}
 
 
 class Method(Protocol):
@@ -99,12 +104,23 @@ class ChoiceFolding:
 
 @dataclass(frozen=True)
 class OutcomeFolding:
-    """Folds outcomes in, as far back as `coverage`: of impressions, with the activity beside them, or of clicks."""
+    """Folds outcomes in, as far back as `coverage`: of impressions, with the activity beside them, or of clicks.
+
+    What is usual of items' numbers is what was so `since` the model is used.
+    """
 
     config: OutcomeFoldIn
     log: EventLog
     activity: Callable[[], Activity]
     coverage: timedelta
+    since: datetime
+
+    @cached_property
+    def numbers(self) -> ItemNumbers:
+        """What items' numbers are told against."""
+        from jobs.features.numbers import ItemNumbers
+
+        return ItemNumbers.fit(self.log, self.config.numbers, self.since)
 
     def read(self, as_of: datetime, codes: Codes) -> BothSides:
         """Return the outcomes of both sides."""
@@ -118,7 +134,8 @@ class OutcomeFolding:
         read = reader.conversions(after) if after else reader.clicks(self.activity().actions)
         by_user = Outcomes.by(*map(torch.from_numpy, read.rows))
         rates = (torch.from_numpy(read.user_rates), torch.from_numpy(read.item_rates))
-        return BothSides(by_user, by_user.turned(), *rates)
+        numbers = torch.from_numpy(self.numbers.of(self.log, as_of)[codes["item"]])
+        return BothSides(by_user, by_user.turned(), *rates, numbers)
 
     def fold(self, users: Tensor, items: Tensor, happened: BothSides) -> FoldedOutcomes:
         """Return both sides after the outcomes."""
@@ -133,7 +150,7 @@ class OutcomeFolding:
 
         before, rows = folded.before[entity].take(places), happened.of(entity).of(places)
         state = solve_outcomes(entity, raw, before, folded.given[entity], rows, folded.frame, self.config)
-        return published(entity, raw, state, folded.rates[entity][places], folded.frame, self.config)
+        return published(entity, raw, state, folded.own[entity].take(places), folded.frame, self.config)
 
 
 @dataclass(frozen=True)
@@ -203,10 +220,12 @@ def setting(
     half_life_days: float | None = None,
     reads: Literal["choices", "outcomes", "conversions"] | None = None,
     conversions: Sequence[str] | None = None,
+    numbers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what a space's config says of it; empty where nothing is folded in.
 
-    `conversions` are the event types after a click that count as one.
+    `conversions` are the event types after a click that count as one, `numbers` the attributes of items of which
+    each user has slopes of his own where outcomes are folded in.
     """
     from jobs.features.labels import CONVERSION
     from models.upstream.fold_in import FoldIn
@@ -216,17 +235,39 @@ def setting(
         return {}
     if reads in (None, "choices"):
         return {KEY: asdict(FoldIn(prior) if half_life_days is None else FoldIn(prior, half_life_days=half_life_days))}
-    told = asdict(OutcomeFoldIn(prior))
+    told = asdict(OutcomeFoldIn(prior)) | {"numbers": list(numbers)}
+    if reads == "conversions":
+        told |= OF_CONVERSIONS
     if half_life_days is not None:
         for entity in ENTITIES:
             told[entity]["fades_days"] = half_life_days
     return {OUTCOMES_KEY: {**told, "after_click": list(conversions or CONVERSION) if reads == "conversions" else []}}
 
 
+def numbers_of(log: EventLog, named: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the numeric attributes of items that a new space reads: those that are named, or the first few.
+
+    Raises
+    ------
+    ConfigError
+        If items have no such number, or too many are named.
+    """
+    there = log.attribute_columns("item").numeric
+    if named is None:
+        return there[:MOST_NUMBERS]
+    if unknown := [name for name in named if name not in there]:
+        raise ConfigError(
+            f"fold_in_numbers: items have no number {', '.join(unknown)}; there are: {', '.join(there) or 'none'}."
+        )
+    if len(named) > MOST_NUMBERS or len(set(named)) < len(named):
+        raise ConfigError(f"fold_in_numbers: name each number once, and {MOST_NUMBERS} at most.")
+    return tuple(named)
+
+
 def of_space(
-    config: dict[str, Any], log: EventLog, activity: Callable[[], Activity], coverage: timedelta
+    config: dict[str, Any], log: EventLog, activity: Callable[[], Activity], coverage: timedelta, since: datetime
 ) -> Method | None:
-    """Return how a space folds in what happened; None where it does not.
+    """Return how a space folds in what happened; None where it does not. `since` is the cut-off of its model.
 
     Raises
     ------
@@ -240,7 +281,7 @@ def of_space(
         return ChoiceFolding(FoldIn(**config[KEY]), activity)
     if OUTCOMES_KEY in config:
         check(config, log)
-        return OutcomeFolding(OutcomeFoldIn.of(config[OUTCOMES_KEY]), log, activity, coverage)
+        return OutcomeFolding(OutcomeFoldIn.of(config[OUTCOMES_KEY]), log, activity, coverage, since)
     return None
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # A small log gets more passes, up to a bound: below some two hundred steps no space has formed yet.
 MIN_STEPS, MAX_EPOCHS = 180, 20
 # Settings that say what a model is called and what its refreshes do, and have no part in its weights.
-NOT_OF_WEIGHTS = ("version", "description", "fold_in", "fold_in_half_life_days", "fold_in_of")
+NOT_OF_WEIGHTS = ("version", "description", "fold_in", "fold_in_half_life_days", "fold_in_of", "fold_in_numbers")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,11 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
             "trained before by `headwater train-upstream VERSION --ranks N`."
         )
     folds = folding.setting(
-        settings.fold_in, settings.fold_in_half_life_days, settings.fold_in_of, settings.conversion_events
+        settings.fold_in,
+        settings.fold_in_half_life_days,
+        settings.fold_in_of,
+        settings.conversion_events,
+        folding.numbers_of(ws.log, settings.fold_in_numbers),
     )
     folding.check(folds, ws.log)
     ws.use_threads()

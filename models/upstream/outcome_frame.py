@@ -1,11 +1,12 @@
 """What the vectors of a moment have in common when outcomes are folded in: means, directions, a scale, priors.
 
-Legend: U users, I items, X rows of either, E vector dim, R directions.
+Legend: U users, I items, X rows of either, E vector dim, R directions, M numbers of items.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +56,23 @@ class Frame:
         return (vectors_XE - self.centre(entity)) @ self.directions
 
 
+class Own(NamedTuple):
+    """What rows of an entity have beside tastes.
+
+    rates
+        How much likelier it happens with each of them, in logits [X].
+    along
+        Of items their numbers [X, M]; of users what a deviation of each of these is worth to them, in logits [X, M].
+    """
+
+    rates: Tensor
+    along: Tensor
+
+    def take(self, rows: Tensor) -> Own:
+        """Return those of some rows."""
+        return Own(*(values[rows] for values in self))
+
+
 def frame_of(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes, config: OutcomeFoldIn) -> Frame:
     """Return what the model's vectors have in common; `outcomes` are by user."""
     directions = axes(users_UE, items_IE, config)
@@ -76,43 +94,48 @@ def precisions(vectors_XR: Tensor, config: OutcomeFoldIn) -> Tensor:
 
 
 def axes(users_UE: Tensor, items_IE: Tensor, config: OutcomeFoldIn) -> Tensor:
-    """Return where the model's vectors vary most, users and items alike, beside the directions of rates.
+    """Return where the model's vectors vary most, users and items alike, beside the directions that are taken.
 
     Orthonormal columns [E, R].
     """
     dim = users_UE.shape[1]
     covariances = [torch.cov(side.T) for side in (users_UE, items_IE) if len(side) > 1]
     spread_EE = sum((cov / cov.trace().clamp_min(1e-12) for cov in covariances), start=torch.zeros(dim, dim)).double()
-    taken_E2 = (rate_directions(dim) if config.rate else torch.zeros(dim, 0)).double()
-    taken_EE = taken_E2 @ taken_E2.T
+    taken_EO = (own_directions(dim, len(config.numbers)) if config.rate else torch.zeros(dim, 0)).double()
+    taken_EE = taken_EO @ taken_EO.T
     rest_EE = torch.eye(dim, dtype=torch.float64) - taken_EE
     # What is taken gets an eigenvalue below all that a covariance can have.
     found_EE = torch.linalg.eigh(rest_EE @ spread_EE @ rest_EE - taken_EE)[1]
-    return found_EE[:, -min(DIRECTIONS, dim - taken_E2.shape[1]) :].float().contiguous()
+    return found_EE[:, -min(DIRECTIONS, dim - taken_EO.shape[1]) :].float().contiguous()
 
 
-def rate_directions(dim: int) -> Tensor:
-    """Return the directions of users' and of items' own rates: orthonormal [E, 2], the same at all moments.
+def own_directions(dim: int, numbers: int = 0) -> Tensor:
+    """Return the directions of users' own rates, of items' own, and of each number of items.
 
-    Every float has a part in them, for a float that is 0 on one side would look like one that died.
+    Orthonormal [E, 2 + M], the same at all moments. Every float has a part in them, for a float that is 0 on one side
+    would look like one that died: they are signs of Walsh functions.
     """
-    at = torch.arange(dim)
-    signs = torch.stack([1 - 2 * (at % 2), 1 - 2 * (at // 2 % 2)], dim=1).double()
+    at, masks = torch.arange(dim)[:, None], torch.arange(1, 3 + numbers)
+    bits = torch.arange(int(masks.max()).bit_length())
+    odd = ((((at & masks)[:, :, None] >> bits) & 1).sum(2)) % 2
+    signs = (1 - 2 * odd).double()
     found, _ = torch.linalg.qr(signs)
     return (found * torch.sign((found * signs).sum(0))).float()
 
 
-def with_rates(entity: Entity, vectors_XE: Tensor, rates_X: Tensor, config: OutcomeFoldIn) -> Tensor:
-    """Return vectors with their own rates along the direction of their side, and nothing along the other's, [X, E].
+def with_own(entity: Entity, vectors_XE: Tensor, own: Own, config: OutcomeFoldIn) -> Tensor:
+    """Return vectors with what rows have beside tastes along directions of its own, [X, E].
 
-    So products of users and items know nothing of them.
+    A rate stands along the direction of its side, and the other side has nothing there: products of users and items
+    know nothing of it. An item's number and what it is worth to a user stand along one direction: products hold it.
     """
     if not config.rate:
         return vectors_XE
-    directions_E2 = rate_directions(vectors_XE.shape[1])
-    wanted_X2 = torch.zeros(len(vectors_XE), 2)
-    wanted_X2[:, 0 if entity == "user" else 1] = config.rate * rates_X
-    return vectors_XE + (wanted_X2 - vectors_XE @ directions_E2) @ directions_E2.T
+    directions_EO = own_directions(vectors_XE.shape[1], own.along.shape[1])
+    wanted_XO = torch.zeros(len(vectors_XE), directions_EO.shape[1])
+    wanted_XO[:, 0 if entity == "user" else 1] = config.rate * own.rates
+    wanted_XO[:, 2:] = (config.slope if entity == "user" else config.number) * own.along
+    return vectors_XE + (wanted_XO - vectors_XE @ directions_EO) @ directions_EO.T
 
 
 def fit_scale(users_UE: Tensor, items_IE: Tensor, outcomes: Outcomes, fades_days: float) -> float:

@@ -71,6 +71,13 @@ class OutcomeFoldIn:
     intercepts
         Rows have an intercept among activities too, either side is given the other's, and rates are those beside what
         vectors tell.
+    numbers
+        Numeric attributes of items, of which each user has slopes of his own (needs rates and intercepts).
+    slope
+        What a user's slope of a number adds to his vector, per logit and deviation, before it is scaled to length 1.
+    number
+        What a number of an item adds to its vector, per deviation; with `slope` about one over what a product of
+        vectors is worth in logits.
     user, item
         How either side changes.
     """
@@ -82,6 +89,9 @@ class OutcomeFoldIn:
     rounds: int = 2
     doubt: float = 0.25
     intercepts: bool = True
+    numbers: tuple[str, ...] = ()
+    slope: float = 1.0
+    number: float = 0.15
     user: Pace = Pace(60.0, 0.4, 5.0)
     item: Pace = Pace(30.0, 0.05, 10.0)
 
@@ -90,6 +100,8 @@ class OutcomeFoldIn:
             raise ConfigError("fold_in: prior must be above 0 and rounds at least 1.")
         if min(self.rate, self.doubt) < 0:
             raise ConfigError("fold_in: rate and doubt must not be below 0.")
+        if self.numbers and not (self.rate and self.intercepts):
+            raise ConfigError("fold_in: slopes of numbers need rates and intercepts.")
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> OutcomeFoldIn:
@@ -102,12 +114,13 @@ class OutcomeFoldIn:
             "rounds": 1,
             "doubt": 0.0,
             "intercepts": False,
+            "numbers": (),
             "user": one,
             "item": one,
         }
         known = began | {name: value for name, value in told.items() if name != "half_life_days"}
         known |= {entity: Pace(**known[entity]) for entity in ENTITIES}
-        return cls(**(known | {"after_click": tuple(known["after_click"])}))
+        return cls(**(known | {name: tuple(known[name]) for name in ("after_click", "numbers")}))
 
     def pace(self, entity: Entity) -> Pace:
         """Return how an entity's rows change."""

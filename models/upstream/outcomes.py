@@ -1,6 +1,6 @@
 """What was shown and chosen, sorted by the side whose vectors are solved, and by age.
 
-Legend: U users, I items, P outcomes.
+Legend: U users, I items, P outcomes, M numbers of items.
 """
 
 from __future__ import annotations
@@ -79,12 +79,16 @@ def step_ages() -> Tensor:
 
 @dataclass(frozen=True)
 class BothSides:
-    """The outcomes of one moment, sorted by user and by item, and both sides' own rates, float32 [U] and [I]."""
+    """The outcomes of one moment, sorted by user and by item, and what is known of their users and items.
+
+    Both sides' own rates, float32 [U] and [I], and items' numbers in deviations from what is usual, float32 [I, M].
+    """
 
     user: Outcomes
     item: Outcomes
     user_rates: Tensor
     item_rates: Tensor
+    item_numbers: Tensor
 
     def of(self, entity: Entity) -> Outcomes:
         """Return them by the side that is solved."""

@@ -20,11 +20,13 @@ from feature_repo.contracts.naming import ENTITIES
 from feature_repo.contracts.types import Entity, Version
 from jobs import folding, refresh, train_upstream
 from jobs.config import Upstream
+from jobs.features.log import Columns, EventLog
 from jobs.publication import clocked
 from jobs.snapshot_gate import judge
 from jobs.workspace import Workspace
 from models.upstream.derm import DERM
 from models.upstream.fold_in import FoldIn
+from models.upstream.outcome_frame import own_directions
 from models.upstream.outcome_settings import OutcomeFoldIn
 from tests.lifecycle.conftest import CUT
 
@@ -134,11 +136,56 @@ def test_a_space_goes_on_as_it_began(outcomes: Workspace) -> None:
     outcomes.ledger.put_space(replace(space, space_id="older", config={**space.config, folding.OUTCOMES_KEY: told}))
     outcomes.ledger.put_version(Version("v4", "older", "folds outcomes in", "upstream team", None))
     upstream = refresh.upstream_at(outcomes, "v4", CUT)
-    method = folding.of_space(upstream.space.config, outcomes.log, lambda: upstream.tables.activity, timedelta(days=90))
+    days = timedelta(days=90)
+    method = folding.of_space(upstream.space.config, outcomes.log, lambda: upstream.tables.activity, days, CUT)
     assert isinstance(method, folding.OutcomeFolding) and method.config.rate == 0 and method.config.even
     assert method.config.rounds == 1 and method.config.doubt == 0 == method.config.user.moving
     with_rates = refresh.upstream_at(outcomes, "v3", CUT)
     assert np.abs(upstream.infer("user", CUT)[1] - with_rates.infer("user", CUT)[1]).max() > 0.01
+
+
+def test_slopes_of_numbers_pass_the_gate(outcomes: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A space whose users have slopes of a price; what is dear is told by the catalogue as it was then."""
+    plain = EventLog.attributes
+
+    def priced(log: EventLog, entity: Entity) -> pl.DataFrame:
+        table = plain(log, entity)
+        if entity == "user":
+            return table
+        return table.with_columns(price=1.0 + (pl.col("item_id").hash(seed=1) % 100).cast(pl.Float64))
+
+    monkeypatch.setattr(EventLog, "attributes", priced)
+    space = outcomes.ledger.space("shown")
+    for version, reads, slope in (("v4", "outcomes", 1.0), ("v5", "conversions", 2.0)):
+        own = {name: value for name, value in space.config.items() if name != folding.OUTCOMES_KEY}
+        config = {**own, **folding.setting(20.0, 30.0, reads, numbers=("price",))}
+        assert config[folding.OUTCOMES_KEY]["slope"] == slope
+        outcomes.ledger.put_space(replace(space, space_id=f"of-{version}", config=config))
+        outcomes.ledger.put_version(Version(version, f"of-{version}", "slopes", "upstream team", None))
+        upstream = refresh.upstream_at(outcomes, version, CUT)
+        for back in (14, 0):
+            assert_agreed(refresh.run(outcomes, version, CUT - timedelta(days=back), upstream=upstream))
+        ids, vectors, _ = upstream.infer("item", CUT)
+        price = np.log1p(1.0 + (ids.hash(seed=1) % 100).to_numpy())
+        direction = own_directions(vectors.shape[1], 1)[:, 2].numpy()
+        assert np.corrcoef(vectors @ direction, price)[0, 1] > 0.8
+        places = np.array([5, 0, len(ids) - 1])
+        assert np.allclose(upstream.infer("item", CUT, places)[1], vectors[places], atol=1e-5)
+
+
+def test_which_numbers_have_slopes(outcomes: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Columns((), tuple("abcdefghij"))
+    monkeypatch.setattr(EventLog, "attribute_columns", lambda _, entity: there)
+    assert folding.numbers_of(outcomes.log, None) == tuple("abcdefgh")
+    assert folding.numbers_of(outcomes.log, ("j", "b")) == ("j", "b") and folding.numbers_of(outcomes.log, ()) == ()
+    with pytest.raises(ConfigError, match="no number price; there are: a, b"):
+        folding.numbers_of(outcomes.log, ("price",))
+    for named in ("aa", "abcdefghi"):
+        with pytest.raises(ConfigError, match="once, and 8 at most"):
+            folding.numbers_of(outcomes.log, tuple(named))
+    for settings in ({"fold_in_numbers": ("a",)}, {"fold_in": 20.0, "fold_in_numbers": ("a",)}):
+        with pytest.raises(ValidationError, match=r"set fold_in too|choices tell nothing"):
+            Upstream(version="v9", **settings)
 
 
 def test_outcomes_of_later_do_not_show(outcomes: Workspace) -> None:
@@ -187,7 +234,7 @@ def test_outcomes_need_impressions(outcomes: Workspace, monkeypatch: pytest.Monk
     space = outcomes.ledger.space("shown")
     own = {name: value for name, value in space.config.items() if name != folding.OUTCOMES_KEY}
     of_clicks = {**own, **folding.setting(20.0, None, "conversions")}
-    assert folding.of_space(of_clicks, outcomes.log, lambda: pytest.fail("not asked for"), timedelta(days=90))
+    assert folding.of_space(of_clicks, outcomes.log, lambda: pytest.fail("not asked for"), timedelta(days=90), CUT)
 
 
 def test_conversions_need_an_event_that_is_one(outcomes: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

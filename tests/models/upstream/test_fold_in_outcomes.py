@@ -12,7 +12,7 @@ from torch.nn import functional
 from feature_repo.contracts.errors import ConfigError
 from models.upstream import outcome_frame, outcome_solving
 from models.upstream.fold_in_outcomes import fold_in_outcomes, published
-from models.upstream.outcome_frame import Frame, axes, fit_scale, precisions, rate_directions, with_rates
+from models.upstream.outcome_frame import Frame, Own, axes, fit_scale, own_directions, precisions, with_own
 from models.upstream.outcome_settings import OutcomeFoldIn, Pace
 from models.upstream.outcome_solving import OWN_PRIOR, Given, State, solve_outcomes, start
 from models.upstream.outcomes import AGE_EDGES, BothSides, Outcomes, age_steps, step_ages
@@ -104,7 +104,7 @@ def frame(prior: Tensor, told: Tensor) -> Frame:
 
 def both(given: Outcomes, rates: tuple[Tensor, Tensor] | None = None) -> BothSides:
     user_rates, item_rates = rates or (torch.zeros(USERS), torch.zeros(ITEMS))
-    return BothSides(given, given.turned(), user_rates, item_rates)
+    return BothSides(given, given.turned(), user_rates, item_rates, torch.zeros(ITEMS, 0))
 
 
 def likeness(left: Tensor, right: Tensor, users: Tensor, items: Tensor) -> float:
@@ -155,7 +155,7 @@ def test_any_row_can_be_solved_again_from_what_is_kept() -> None:
     for entity, whole in (("user", folded.users), ("item", folded.items)):
         before, rows = folded.before[entity].take(some), happened.of(entity).of(some)
         state = solve_outcomes(entity, model[entity][some], before, folded.given[entity], rows, folded.frame, MOVING)
-        again = published(entity, model[entity][some], state, folded.rates[entity][some], folded.frame, MOVING)
+        again = published(entity, model[entity][some], state, folded.own[entity].take(some), folded.frame, MOVING)
         assert torch.allclose(again, whole[some], atol=1e-5)
 
 
@@ -264,10 +264,12 @@ def test_rates_are_those_beside_what_vectors_tell() -> None:
     for entity, at, truth, least in (("user", row, user_bias, 0.9), ("item", item, item_bias, 0.9)):
         share = torch.bincount(at, happened, len(truth)) / torch.bincount(at, minlength=len(truth)).clamp_min(1)
         marginal = torch.logit(share.clamp(0.01, 0.99))
-        found, plain = (float(torch.corrcoef(torch.stack([x, truth]))[0, 1]) for x in (folded.rates[entity], marginal))
+        found, plain = (
+            float(torch.corrcoef(torch.stack([x, truth]))[0, 1]) for x in (folded.own[entity].rates, marginal)
+        )
         assert found > least > plain + 0.05, (entity, found, plain)
     # Rates that the offsets know already are not told twice, and a space from before tells those alone.
-    known = folded.rates["user"], folded.rates["item"]
+    known = folded.own["user"].rates, folded.own["item"].rates
     offset = -1.5 + known[0][row] + known[1][item]
     again = fold_in_outcomes(
         users,
@@ -275,9 +277,53 @@ def test_rates_are_those_beside_what_vectors_tell() -> None:
         both(Outcomes.by(row, item, happened, offset, same, same, same), known),
         OutcomeFoldIn(user=STAYS, item=STAYS),
     )
-    assert all((again.rates[entity] - folded.rates[entity]).abs().mean() < 0.1 for entity in ("user", "item"))
+    assert all((again.own[entity].rates - folded.own[entity].rates).abs().mean() < 0.1 for entity in ("user", "item"))
     before = fold_in_outcomes(users, items, both(clicks, known), replace(ONCE, rate=0.3))
-    assert torch.equal(before.rates["user"], known[0])
+    assert torch.equal(before.own["user"].rates, known[0])
+
+
+def sloped(spread: float, draw: torch.Generator) -> tuple[BothSides, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Clicks of users who take to items for a number of theirs, each his own way; slopes, numbers, the model."""
+    count = 20 * ITEMS  # vectors of 32 directions would tell any number of few items
+    users, items = unit(USERS, 1, 40), unit(count, 2, 40)
+    number = torch.randn(count, 1, generator=draw)
+    slopes = -0.3 + spread * torch.randn(USERS, generator=draw)
+    row, item = torch.arange(USERS).repeat_interleave(1500), torch.randint(count, (USERS * 1500,), generator=draw)
+    product = ((users - users.mean(0))[row] * (items - items.mean(0))[item]).sum(1)
+    logit = -1.5 + SCALE * product + slopes[row] * number[item, 0]
+    happened, same = torch.bernoulli(torch.sigmoid(logit), generator=draw), torch.ones(len(row))
+    clicks = Outcomes.by(row, item, happened, -1.5 * same, same, same, same)
+    happened_to = BothSides(clicks, clicks.turned(), torch.zeros(USERS), torch.zeros(count), number)
+    return happened_to, slopes, number, (users, items)
+
+
+def test_users_have_slopes_of_items_numbers() -> None:
+    happened, slopes, number, model = sloped(0.3, torch.Generator().manual_seed(3))
+    config = OutcomeFoldIn(user=STAYS, item=STAYS, numbers=("price",))
+    folded = fold_in_outcomes(*model, happened, config)
+    found = folded.own["user"].along[:, 0]
+    assert torch.corrcoef(torch.stack([found, slopes]))[0, 1] > 0.9
+    assert found.mean() == pytest.approx(-0.3, abs=0.1)
+    assert torch.equal(folded.own["item"].along, number)
+    # Products hold them, along a direction that is no one else's; without the setting nothing does.
+    direction = own_directions(40, 1)[:, 2]
+    products = (folded.users @ direction)[:, None] * (folded.items @ direction)
+    wanted = config.slope * config.number * found[:, None] * number[:, 0]
+    assert torch.corrcoef(torch.stack([products.flatten(), wanted.flatten()]))[0, 1] > 0.98
+    # Shorter by the scaling to length 1, as all of a vector.
+    assert 0.6 < products.flatten() @ wanted.flatten() / wanted.square().sum() < 1.05
+    plain = fold_in_outcomes(*model, replace(happened, item_numbers=number[:, :0]), replace(config, numbers=()))
+    assert plain.own["user"].along.shape == (USERS, 0) and plain.frame.directions.shape[1] == outcome_frame.DIRECTIONS
+
+
+def test_slopes_that_do_not_differ_are_held_together() -> None:
+    """How much they may differ is read from the outcomes."""
+    config = OutcomeFoldIn(user=STAYS, item=STAYS, numbers=("price",))
+    spreads = []
+    for spread in (0.0, 0.3):
+        happened, _, _, model = sloped(spread, torch.Generator().manual_seed(4))
+        spreads.append(float(fold_in_outcomes(*model, happened, config).own["user"].along.std()))
+    assert spreads[0] < 0.04 and 0.2 < spreads[1] < 0.35
 
 
 def test_the_scale_is_the_slope_of_the_logits() -> None:
@@ -313,7 +359,7 @@ def test_nothing_to_fold_in_leaves_the_model() -> None:
     folded = fold_in_outcomes(users, items, both(nothing), OutcomeFoldIn(rate=0.0))
     assert torch.allclose(folded.users, users, atol=1e-6) and torch.allclose(folded.items, items, atol=1e-6)
     told = fold_in_outcomes(users, items, both(nothing), OutcomeFoldIn())
-    assert torch.isfinite(told.users).all() and not any(rates.any() for rates in told.rates.values())
+    assert torch.isfinite(told.users).all() and not any(own.rates.any() for own in told.own.values())
 
 
 def test_an_age_is_that_of_its_step() -> None:
@@ -331,7 +377,7 @@ def test_a_space_goes_on_as_it_began() -> None:
     old = OutcomeFoldIn.of({"prior": 30.0, "half_life_days": 20.0, "rate": 0.3, "even": False, "after_click": ["cart"]})
     one = Pace(20.0, 0.0)
     assert (old.user, old.item, old.rounds, old.doubt, old.after_click) == (one, one, 1, 0.0, ("cart",))
-    assert not old.intercepts
+    assert not old.intercepts and old.numbers == ()
     assert OutcomeFoldIn.of({"prior": 30.0, "half_life_days": 20.0}).even
     assert OutcomeFoldIn.of(asdict(MOVING)) == MOVING
 
@@ -351,10 +397,12 @@ def test_where_vectors_vary_more_they_may_move_more() -> None:
 @pytest.mark.parametrize("dim", [5, DIM, 42])
 def test_vectors_move_beside_the_directions_of_rates(dim: int) -> None:
     users, items = unit(USERS, 1, dim), unit(ITEMS, 2, dim)
-    columns = torch.cat([axes(users, items, OutcomeFoldIn()), rate_directions(dim)], dim=1)
+    columns = torch.cat([axes(users, items, OutcomeFoldIn()), own_directions(dim)], dim=1)
     assert columns.shape[1] == min(dim, outcome_frame.DIRECTIONS + 2)
     assert torch.allclose(columns.T @ columns, torch.eye(columns.shape[1]), atol=1e-5)
-    assert (rate_directions(dim).abs() > 0.05).all()
+    assert (own_directions(dim).abs() > 0.05).all()
+    # Rates stand where they always did, whatever stands beside them.
+    assert torch.allclose(own_directions(dim, 2)[:, :2], own_directions(dim), atol=1e-6)
     assert torch.isfinite(axes(users[:0], items, OutcomeFoldIn())).all()
 
 
@@ -367,29 +415,46 @@ def test_rates_are_told_and_products_know_nothing_of_them() -> None:
     folded = fold_in_outcomes(users, items, both(given, rates), config)
     silent = fold_in_outcomes(users, items, both(given), config)
     for side, other, own, at in (
-        (folded.users, silent.users, folded.rates["user"], 0),
-        (folded.items, silent.items, folded.rates["item"], 1),
+        (folded.users, silent.users, folded.own["user"].rates, 0),
+        (folded.items, silent.items, folded.own["item"].rates, 1),
     ):
-        told = side @ rate_directions(dim)
+        told = side @ own_directions(dim)
         assert torch.allclose(torch.linalg.norm(side, dim=1), torch.ones(len(side)), atol=1e-5)
         assert torch.corrcoef(torch.stack([told[:, at], own]))[0, 1] > 0.99
         assert (told[:, at] / own).median() == pytest.approx(0.5, rel=0.1)
         assert told[:, 1 - at].abs().max() < 1e-6
         # What is left of a vector is what it would be without rates, shortened.
-        left, rest = (
-            functional.normalize(x - x @ rate_directions(dim) @ rate_directions(dim).T) for x in (side, other)
-        )
+        left, rest = (functional.normalize(x - x @ own_directions(dim) @ own_directions(dim).T) for x in (side, other))
         assert torch.allclose(left, rest, atol=1e-5)
     some = torch.tensor([3, 0])
-    whole = with_rates("user", users, rates[0], config)
-    assert torch.allclose(with_rates("user", users[some], rates[0][some], config), whole[some])
-    assert with_rates("user", users, rates[0], OutcomeFoldIn(rate=0.0)) is users
+    own = Own(rates[0], torch.zeros(USERS, 0))
+    whole = with_own("user", users, own, config)
+    assert torch.allclose(with_own("user", users[some], own.take(some), config), whole[some])
+    assert with_own("user", users, own, OutcomeFoldIn(rate=0.0)) is users
 
 
 @pytest.mark.parametrize("bad", [{"prior": 0.0}, {"rounds": 0}, {"rate": -0.1}, {"doubt": -0.1}])
 def test_settings_that_mean_nothing_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"above 0|below 0"):
         OutcomeFoldIn(**bad)
+
+
+@pytest.mark.parametrize("dim", [32, 64, 192, 42])
+def test_every_number_has_a_direction(dim: int) -> None:
+    directions = own_directions(dim, 8)
+    assert torch.allclose(directions.T @ directions, torch.eye(10), atol=1e-5)
+    # No float is 0 on a side: it would look like one that died.
+    assert (directions.square().sum(1) > 0.5 * 10 / dim).all() and (directions.abs() > 1e-3).float().mean() > 0.95
+    users, items = unit(USERS, 1, dim), unit(ITEMS, 2, dim)
+    config = OutcomeFoldIn(numbers=tuple("abcdefgh"))
+    columns = torch.cat([axes(users, items, config), directions], dim=1)
+    assert torch.allclose(columns.T @ columns, torch.eye(columns.shape[1]), atol=1e-5)
+
+
+def test_slopes_stand_beside_rates() -> None:
+    for without in ({"rate": 0.0}, {"intercepts": False}):
+        with pytest.raises(ConfigError, match="need rates and intercepts"):
+            OutcomeFoldIn(numbers=("price",), **without)
 
 
 @pytest.mark.parametrize("bad", [{"fades_days": 0.0}, {"half_life_days": -1.0}, {"moving": 1.0}, {"moving": -0.1}])
