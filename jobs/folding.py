@@ -36,7 +36,8 @@ Codes = dict[Entity, np.ndarray]
 KEY, OUTCOMES_KEY = "fold_in", "fold_in_outcomes"
 MOST_NUMBERS = 8  # of items, each of which takes a direction of vectors
 # Fewer floats, and products that are worth a tenth of what they are worth to clicks: slopes and numbers stand out more.
-OF_CONVERSIONS = {"slope": 2.0, "number": 0.2}
+# And few outcomes, which are not made fewer by fading.
+OF_CONVERSIONS = {"slope": 2.0, "number": 0.2, "rate_prior": 5.0, "rates_fade": False}
 
 
 class Method(Protocol):

@@ -17,7 +17,7 @@ from feature_repo.contracts.naming import ENTITIES
 from feature_repo.contracts.types import Entity
 from models.upstream.outcome_frame import Own
 from models.upstream.outcome_settings import OutcomeFoldIn
-from models.upstream.outcome_solving import CHUNK_FLOATS, OWN_PRIOR, Given
+from models.upstream.outcome_solving import CHUNK_FLOATS, Given
 from models.upstream.outcomes import BothSides, Outcomes, age_steps, step_ages
 
 SWEEPS = 4  # without slopes of numbers, and as many more with them
@@ -47,6 +47,7 @@ def own_beside(
     told = torch.cat([product[:, None], torch.ones(len(product), 1), numbers_PM], dim=1)
     common = torch.zeros(told.shape[1]).index_fill_(0, torch.tensor([0]), 1.0)
     own = {entity: torch.zeros(len(side.parts)) for entity, side in sides.items()}
+    fading = {entity: _fading(entity, part, config) for entity in ENTITIES}
     slopes_UM = torch.zeros(len(own["user"]), numbers_PM.shape[1])
 
     def likelihood() -> tuple[Tensor, Tensor]:
@@ -64,8 +65,9 @@ def own_beside(
         common.add_(torch.linalg.solve(hessian.double(), (gradient @ told).double()).float())
         for entity, at in places:
             gradient, curve = likelihood()
-            pull = summed(gradient, at, own[entity]) - OWN_PRIOR * own[entity]
-            own[entity] = own[entity] + pull / (summed(curve, at, own[entity]) + OWN_PRIOR)
+            pull = summed(gradient * fading[entity], at, own[entity]) - config.rate_prior * own[entity]
+            known = summed(curve * fading[entity], at, own[entity])
+            own[entity] = own[entity] + pull / (known + config.rate_prior)
 
     for _ in range(SWEEPS):
         sweep()
@@ -86,6 +88,11 @@ def own_beside(
             slopes_UM[:, number] = slope + pull / (known + 1 / variance)
     beside = {"user": slopes_UM + common[2:], "item": numbers_IM}
     return {entity: Own(outcomes.rates(entity) + own[entity], beside[entity]) for entity in ENTITIES}
+
+
+def _fading(entity: Entity, part: Outcomes, config: OutcomeFoldIn) -> Tensor:
+    """Return what outcomes count where an entity's own rates are fitted [P]."""
+    return torch.exp2(-part.age / config.pace(entity).fades_days) if config.rates_fade else torch.ones_like(part.age)
 
 
 def products(part: Outcomes, sides: dict[Entity, Given], scale: float, config: OutcomeFoldIn) -> Tensor:

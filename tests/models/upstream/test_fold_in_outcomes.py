@@ -282,6 +282,29 @@ def test_rates_are_those_beside_what_vectors_tell() -> None:
     assert torch.equal(before.own["user"].rates, known[0])
 
 
+def test_rates_are_those_of_lately() -> None:
+    """An item that was clicked much and now is not has the rate of now; a narrow prior holds rates where they were."""
+    draw = torch.Generator().manual_seed(5)
+    users, items = unit(USERS, 1, 40), unit(ITEMS, 2, 40)
+    row, item = torch.arange(USERS).repeat_interleave(1200), torch.randint(ITEMS, (USERS * 1200,), generator=draw)
+    age = torch.rand(len(row), generator=draw) * 80
+    was, now = (torch.randn(ITEMS, generator=draw) * 0.5 for _ in range(2))
+    logit = -1.5 + torch.where(age < 15, now[item], was[item])
+    happened, same = torch.bernoulli(torch.sigmoid(logit), generator=draw), torch.ones(len(row))
+    clicks = both(Outcomes.by(row, item, happened, -1.5 * same, same, same, age))
+    still = OutcomeFoldIn(prior=1e4, user=Pace(60.0, 0.0), item=Pace(10.0, 0.0), rates_fade=False)
+    told = {
+        fade: fold_in_outcomes(users, items, clicks, replace(still, rates_fade=fade)).own["item"].rates
+        for fade in (False, True)
+    }
+    like = {
+        fade: [float(torch.corrcoef(torch.stack([found, x]))[0, 1]) for x in (was, now)] for fade, found in told.items()
+    }
+    assert like[False][0] > like[False][1] and like[True][1] > like[True][0] + 0.3
+    held = fold_in_outcomes(users, items, clicks, replace(still, rate_prior=1e4)).own["item"].rates
+    assert held.abs().mean() < 0.3 * told[False].abs().mean()
+
+
 def sloped(spread: float, draw: torch.Generator) -> tuple[BothSides, Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Clicks of users who take to items for a number of theirs, each his own way; slopes, numbers, the model."""
     count = 20 * ITEMS  # vectors of 32 directions would tell any number of few items
@@ -378,6 +401,7 @@ def test_a_space_goes_on_as_it_began() -> None:
     one = Pace(20.0, 0.0)
     assert (old.user, old.item, old.rounds, old.doubt, old.after_click) == (one, one, 1, 0.0, ("cart",))
     assert not old.intercepts and old.numbers == ()
+    assert (old.rate_prior, old.rates_fade) == (5.0, False)
     assert OutcomeFoldIn.of({"prior": 30.0, "half_life_days": 20.0}).even
     assert OutcomeFoldIn.of(asdict(MOVING)) == MOVING
 
@@ -433,7 +457,7 @@ def test_rates_are_told_and_products_know_nothing_of_them() -> None:
     assert with_own("user", users, own, OutcomeFoldIn(rate=0.0)) is users
 
 
-@pytest.mark.parametrize("bad", [{"prior": 0.0}, {"rounds": 0}, {"rate": -0.1}, {"doubt": -0.1}])
+@pytest.mark.parametrize("bad", [{"prior": 0.0}, {"rate_prior": 0.0}, {"rounds": 0}, {"rate": -0.1}, {"doubt": -0.1}])
 def test_settings_that_mean_nothing_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"above 0|below 0"):
         OutcomeFoldIn(**bad)
