@@ -151,7 +151,10 @@ class Contest:
         if "rankers" in parts:
             for embeddings in (SVD, *self.further):
                 name = f"ranker-{embeddings.replace(' ', '-')}"
-                logits["ranker", embeddings] = self.seeds(name, partial(self._ranker, embeddings))
+                # With `each_alone` the home folder has the rankers of further versions already.
+                trained = own.get("-".join(self.further.get(embeddings, ())))
+                fitted = self.seeds(name, partial(self._ranker, embeddings)) if trained is None else trained
+                logits["ranker", embeddings] = fitted
         if "trees" in parts:
             for embeddings in ("none", SVD, OURS):
                 logits["LightGBM", embeddings], facts[f"LightGBM, {embeddings}"] = self._trees(embeddings)

@@ -115,7 +115,9 @@ def oracle_of(ws: Workspace, rows: Rows) -> np.ndarray | None:
 
 
 def our_logits(ws: Workspace, rows: Rows) -> dict[str, np.ndarray]:
-    """Return the test logits [S, N] of the rankers that the home folder has: without vectors, with v1's, with all.
+    """Return the test logits [S, N] of the rankers that the home folder has.
+
+    `none`, `v1` and `all`: without vectors, with the first version's, with all; and each other by its folder's name.
 
     Raises
     ------
@@ -131,9 +133,13 @@ def our_logits(ws: Workspace, rows: Rows) -> dict[str, np.ndarray]:
         raise NotReadyError(f"'{rows.name}' was trained on another training set. Run `headwater train-downstream`.")
     most = max((variant["views"] for variant in known["variants"]), key=len)
     seeds = range(seeds_in(folder))
+    places = {
+        "-".join(variant["views"]): "-".join(variant["views"]) for variant in known["variants"] if variant["views"]
+    }
+    places |= {"none": "none", "v1": "-".join(rows.views), "all": "-".join(most)}
     return {
         kind: np.stack([np.load(folder / place / f"seed-{seed}" / "test.npz")["logit"] for seed in seeds])
-        for kind, place in (("none", "none"), ("v1", "-".join(rows.views)), ("all", "-".join(most)))
+        for kind, place in places.items()
     }
 
 
