@@ -117,6 +117,8 @@ def of_tastes(ws: Workspace, version: str, vectors: tuple[Vectors, Vectors]) -> 
     if folding.OUTCOMES_KEY not in space.config:
         return vectors
     config = OutcomeFoldIn.of(space.config[folding.OUTCOMES_KEY])
+    if not config.rate:
+        return vectors
     beside = own_directions(space.dim, len(config.numbers)).numpy()
     users, items = ((ids, found - found @ beside @ beside.T) for ids, found in vectors)
     return users, items

@@ -100,7 +100,7 @@ class Upstream(_Settings):
     fold_in_numbers: tuple[str, ...] | None = Field(
         None,
         description="numeric attributes of items, such as a price, of which each user has slopes of his own where "
-        "outcomes are folded in; null: the first eight there are",
+        "outcomes are folded in; null: the first eight by name, fewer for short vectors",
     )
     seed: int = 0
     start_from: str | None = Field(

@@ -8,7 +8,7 @@ Legend: U users, I items, N asked, E vector dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -36,8 +36,7 @@ Codes = dict[Entity, np.ndarray]
 KEY, OUTCOMES_KEY = "fold_in", "fold_in_outcomes"
 MOST_NUMBERS = 8  # of items, each of which takes a direction of vectors
 # Fewer floats, and products that are worth a tenth of what they are worth to clicks: slopes and numbers stand out more.
-# And few outcomes, which are not made fewer by fading.
-OF_CONVERSIONS = {"slope": 2.0, "number": 0.2, "rate_prior": 5.0, "rates_fade": False}
+OF_CONVERSIONS = {"slope": 2.0, "number": 0.2}
 
 
 class Method(Protocol):
@@ -105,23 +104,20 @@ class ChoiceFolding:
 
 @dataclass(frozen=True)
 class OutcomeFolding:
-    """Folds outcomes in, as far back as `coverage`: of impressions, with the activity beside them, or of clicks.
-
-    What is usual of items' numbers is what was so `since` the model is used.
-    """
+    """Folds outcomes in, as far back as `coverage`: of impressions, with the activity beside them, or of clicks."""
 
     config: OutcomeFoldIn
     log: EventLog
     activity: Callable[[], Activity]
     coverage: timedelta
-    since: datetime
 
     @cached_property
     def numbers(self) -> ItemNumbers:
         """What items' numbers are told against."""
         from jobs.features.numbers import ItemNumbers
 
-        return ItemNumbers.fit(self.log, self.config.numbers, self.since)
+        since = datetime.fromisoformat(self.config.numbers_since) if self.config.numbers else self.log.start
+        return ItemNumbers.fit(self.log, self.config.numbers, since)
 
     def read(self, as_of: datetime, codes: Codes) -> BothSides:
         """Return the outcomes of both sides."""
@@ -222,11 +218,12 @@ def setting(
     reads: Literal["choices", "outcomes", "conversions"] | None = None,
     conversions: Sequence[str] | None = None,
     numbers: Sequence[str] = (),
+    since: datetime | None = None,
 ) -> dict[str, Any]:
     """Return what a space's config says of it; empty where nothing is folded in.
 
     `conversions` are the event types after a click that count as one, `numbers` the attributes of items of which
-    each user has slopes of his own where outcomes are folded in.
+    each user has slopes of his own where outcomes are folded in, beside what was usual at the moment `since`.
     """
     from jobs.features.labels import CONVERSION
     from models.upstream.fold_in import FoldIn
@@ -236,7 +233,9 @@ def setting(
         return {}
     if reads in (None, "choices"):
         return {KEY: asdict(FoldIn(prior) if half_life_days is None else FoldIn(prior, half_life_days=half_life_days))}
-    told = asdict(OutcomeFoldIn(prior)) | {"numbers": list(numbers)}
+    told = asdict(OutcomeFoldIn(prior)) | {"numbers": list(numbers) if since is not None else []}
+    if told["numbers"] and since is not None:
+        told["numbers_since"] = since.isoformat()
     if reads == "conversions":
         told |= OF_CONVERSIONS
     if half_life_days is not None:
@@ -245,30 +244,57 @@ def setting(
     return {OUTCOMES_KEY: {**told, "after_click": list(conversions or CONVERSION) if reads == "conversions" else []}}
 
 
-def numbers_of(log: EventLog, named: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the numeric attributes of items that a new space reads: those that are named, or the first few.
+def continued(new: dict[str, Any], old: dict[str, Any], told: Collection[str]) -> dict[str, Any]:
+    """Return how a space folds in that goes on from another: as that one does, but for what it was told otherwise.
+
+    So a model that stays in a space keeps to what its vectors mean, whatever a new space would begin with.
+
+    Parameters
+    ----------
+    new, old
+        The config that the space would have by itself, and that of the one it goes on from.
+    told
+        Which of its settings were given, besides the prior and what counts as a conversion: numbers, fades_days.
+    """
+    if OUTCOMES_KEY not in new or OUTCOMES_KEY not in old:
+        return new
+    own, kept = new[OUTCOMES_KEY], dict(old[OUTCOMES_KEY])
+    kept |= {"prior": own["prior"], "after_click": own["after_click"]}
+    if "numbers" in told:
+        kept |= {name: own[name] for name in ("numbers", "numbers_since")}
+    if "fades_days" in told:
+        kept.pop("half_life_days", None)
+        fades = {entity: {"fades_days": own[entity]["fades_days"]} for entity in ENTITIES}
+        kept |= {entity: {"moving": 0.0, **kept.get(entity, {}), **fades[entity]} for entity in ENTITIES}
+    return {OUTCOMES_KEY: kept}
+
+
+def numbers_of(log: EventLog, named: Sequence[str] | None, dim: int) -> tuple[str, ...]:
+    """Return the numeric attributes of items that a new space reads: those that are named, or the first few by name.
+
+    Of `dim` floats a quarter is theirs at most.
 
     Raises
     ------
     ConfigError
         If items have no such number, or too many are named.
     """
-    there = log.attribute_columns("item").numeric
+    there, room = log.attribute_columns("item").numeric, min(MOST_NUMBERS, dim // 4)
     if named is None:
-        return there[:MOST_NUMBERS]
+        return there[:room]
     if unknown := [name for name in named if name not in there]:
         raise ConfigError(
             f"fold_in_numbers: items have no number {', '.join(unknown)}; there are: {', '.join(there) or 'none'}."
         )
-    if len(named) > MOST_NUMBERS or len(set(named)) < len(named):
-        raise ConfigError(f"fold_in_numbers: name each number once, and {MOST_NUMBERS} at most.")
+    if len(named) > room or len(set(named)) < len(named):
+        raise ConfigError(f"fold_in_numbers: name each number once, and {room} at most with vectors of {dim} floats.")
     return tuple(named)
 
 
 def of_space(
-    config: dict[str, Any], log: EventLog, activity: Callable[[], Activity], coverage: timedelta, since: datetime
+    config: dict[str, Any], log: EventLog, activity: Callable[[], Activity], coverage: timedelta
 ) -> Method | None:
-    """Return how a space folds in what happened; None where it does not. `since` is the cut-off of its model.
+    """Return how a space folds in what happened; None where it does not.
 
     Raises
     ------
@@ -282,7 +308,7 @@ def of_space(
         return ChoiceFolding(FoldIn(**config[KEY]), activity)
     if OUTCOMES_KEY in config:
         check(config, log)
-        return OutcomeFolding(OutcomeFoldIn.of(config[OUTCOMES_KEY]), log, activity, coverage, since)
+        return OutcomeFolding(OutcomeFoldIn.of(config[OUTCOMES_KEY]), log, activity, coverage)
     return None
 
 

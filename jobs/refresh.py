@@ -75,9 +75,7 @@ class Upstream:
         # Each entity's table of the last moment: the gate asks for it again, and so does every other version.
         self._read: dict[Entity, tuple[datetime, Any]]
         self._folding: Folding | None = None
-        method = folding.of_space(
-            space.config, ws.log, lambda: self.tables.activity, ws.config.coverage, space.train_end
-        )
+        method = folding.of_space(space.config, ws.log, lambda: self.tables.activity, ws.config.coverage)
         if method is not None:
             self._folding = Folding(
                 method,

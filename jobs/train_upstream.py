@@ -131,13 +131,7 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
             "torchrun shares out `train-upstream` alone. Run this command by itself; what it would train can be "
             "trained before by `headwater train-upstream VERSION --ranks N`."
         )
-    folds = folding.setting(
-        settings.fold_in,
-        settings.fold_in_half_life_days,
-        settings.fold_in_of,
-        settings.conversion_events,
-        folding.numbers_of(ws.log, settings.fold_in_numbers),
-    )
+    folds = _folds(ws, settings)
     folding.check(folds, ws.log)
     ws.use_threads()
     fitted: Any
@@ -172,6 +166,28 @@ def train(ws: Workspace, settings: Upstream, *, progress: Progress = silent) -> 
     write_json({"request": request, **facts, **({"weights_of": weights_of} if weights_of else {})}, done)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return Result(version, space, fitted.rows, fitted.curve, weights_of=weights_of)
+
+
+def _folds(ws: Workspace, settings: Upstream) -> dict[str, Any]:
+    """Return how the space of an upstream folds in what happened lately."""
+    from models import presets
+    from models.upstream.inputs import InputSpec
+
+    shape = presets.by_name(ws.config.preset).model(InputSpec((), 0, (), 0, 1, 1, 0, 0, 0))
+    dim = shape.out_tokens * (settings.out_dim or shape.out_dim)
+    folds = folding.setting(
+        settings.fold_in,
+        settings.fold_in_half_life_days,
+        settings.fold_in_of,
+        settings.conversion_events,
+        folding.numbers_of(ws.log, settings.fold_in_numbers, dim),
+        settings.train_end or ws.splits.upstream_end,
+    )
+    if settings.start_from is None:
+        return folds
+    given = {"numbers": settings.fold_in_numbers, "fades_days": settings.fold_in_half_life_days}
+    told = [name for name, value in given.items() if value is not None]
+    return folding.continued(folds, ws.ledger.space(settings.start_from).config, told)
 
 
 def _same_weights(ws: Workspace, request: dict[str, Any]) -> dict[str, Any] | None:

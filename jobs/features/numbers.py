@@ -47,6 +47,8 @@ class ItemNumbers:
     @classmethod
     def fit(cls, log: EventLog, names: Sequence[str], as_of: datetime) -> ItemNumbers:
         """Learn from the catalogue as it was known at a moment."""
+        if not names:
+            return cls((), Standardizer([], []), {}, np.ones(0))
         table = attributes_as_of(log, "item", as_of)
         numbers = numeric_matrix(table, list(names))
         standard = Standardizer.fit(numbers)

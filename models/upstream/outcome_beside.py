@@ -3,7 +3,8 @@
 A user whom a log shows what he likes clicks more, and so is an item clicked that is shown to who likes it: that is
 taste, and products tell it. What is left is fitted here: one slope of products, an intercept of each user and item
 (docs/adr/0103-rates-are-told-beside-tastes.md), and how much more or less than others a user takes to an item for each
-of its numbers, its price for instance: random slopes (docs/adr/0105-own-slopes-of-numbers.md).
+of its numbers, its price for instance: random slopes (docs/adr/0105-own-slopes-of-numbers.md). What all users make of
+a number is a rate of the item.
 
 Legend: U users, I items, M numbers, P outcomes.
 """
@@ -17,12 +18,13 @@ from feature_repo.contracts.naming import ENTITIES
 from feature_repo.contracts.types import Entity
 from models.upstream.outcome_frame import Own
 from models.upstream.outcome_settings import OutcomeFoldIn
-from models.upstream.outcome_solving import CHUNK_FLOATS, Given
+from models.upstream.outcome_solving import CHUNK_FLOATS, OWN_PRIOR, Given
 from models.upstream.outcomes import BothSides, Outcomes, age_steps, step_ages
 
 SWEEPS = 4  # without slopes of numbers, and as many more with them
 # Variances of users' slopes around what all have in common, within which they are fitted: 0.01 to 1 logit, squared.
 SLOPE_VARIANCES = (1e-4, 1.0)
+COMMON_PRIOR = 25.0  # precision of a slope that all users have in common: a deviation of 0.2
 
 
 def own_beside(
@@ -43,11 +45,11 @@ def own_beside(
     places: tuple[tuple[Entity, Tensor], ...] = (("user", part.row), ("item", part.other))
     numbers_PM = numbers_IM[part.other]
     product = products(part, sides, scale, config)
-    # What all have in common: a slope of products, an intercept, and a slope of each number.
+    # What all have in common: a slope of products, an intercept, and a slope of each number, which has a prior.
     told = torch.cat([product[:, None], torch.ones(len(product), 1), numbers_PM], dim=1)
     common = torch.zeros(told.shape[1]).index_fill_(0, torch.tensor([0]), 1.0)
+    held = torch.tensor([1e-3, 1e-3] + [COMMON_PRIOR] * numbers_PM.shape[1])
     own = {entity: torch.zeros(len(side.parts)) for entity, side in sides.items()}
-    fading = {entity: _fading(entity, part, config) for entity in ENTITIES}
     slopes_UM = torch.zeros(len(own["user"]), numbers_PM.shape[1])
 
     def likelihood() -> tuple[Tensor, Tensor]:
@@ -61,13 +63,14 @@ def own_beside(
 
     def sweep() -> None:
         gradient, curve = likelihood()
-        hessian = (told * curve[:, None]).T @ told + 1e-3 * torch.eye(len(common))
-        common.add_(torch.linalg.solve(hessian.double(), (gradient @ told).double()).float())
+        hessian = (told * curve[:, None]).T @ told + torch.diag(held)
+        pull = gradient @ told
+        pull[2:] -= COMMON_PRIOR * common[2:]
+        common.add_(torch.linalg.solve(hessian.double(), pull.double()).float())
         for entity, at in places:
             gradient, curve = likelihood()
-            pull = summed(gradient * fading[entity], at, own[entity]) - config.rate_prior * own[entity]
-            known = summed(curve * fading[entity], at, own[entity])
-            own[entity] = own[entity] + pull / (known + config.rate_prior)
+            pull = summed(gradient, at, own[entity]) - OWN_PRIOR * own[entity]
+            own[entity] = own[entity] + pull / (summed(curve, at, own[entity]) + OWN_PRIOR)
 
     for _ in range(SWEEPS):
         sweep()
@@ -75,8 +78,10 @@ def own_beside(
     for slope, number_P in zip(slopes_UM.T, numbers_PM.T, strict=True):
         gradient, curve = likelihood()
         pull, known = (summed(values, part.row, slope) for values in (gradient * number_P, curve * number_P.square()))
-        # A user's gradient varies as its terms do, and more where slopes differ: by the square of what is known.
-        more = pull.square().sum() - (gradient * number_P).square().sum()
+        # A user's gradient varies as its terms do, and more where slopes differ: by the square of what is known. What
+        # is within two standard errors of nothing is nothing.
+        terms = summed((gradient * number_P).square(), part.row, slope)
+        more = pull.square().sum() - terms.sum() - 2 * (2 * terms.square().sum()).sqrt()
         variances.append(float((more / known.square().sum().clamp_min(1e-12)).clamp(*SLOPE_VARIANCES)))
     for _ in range(SWEEPS if variances else 0):
         sweep()
@@ -86,13 +91,9 @@ def own_beside(
             known = summed(curve * number_P.square(), part.row, slope)
             pull = summed(gradient * number_P, part.row, slope) - slope / variance
             slopes_UM[:, number] = slope + pull / (known + 1 / variance)
-    beside = {"user": slopes_UM + common[2:], "item": numbers_IM}
-    return {entity: Own(outcomes.rates(entity) + own[entity], beside[entity]) for entity in ENTITIES}
-
-
-def _fading(entity: Entity, part: Outcomes, config: OutcomeFoldIn) -> Tensor:
-    """Return what outcomes count where an entity's own rates are fitted [P]."""
-    return torch.exp2(-part.age / config.pace(entity).fades_days) if config.rates_fade else torch.ones_like(part.age)
+    own["item"] = own["item"] + numbers_IM @ common[2:]
+    along = {"user": slopes_UM, "item": numbers_IM}
+    return {entity: Own(outcomes.rates(entity) + own[entity], along[entity]) for entity in ENTITIES}
 
 
 def products(part: Outcomes, sides: dict[Entity, Given], scale: float, config: OutcomeFoldIn) -> Tensor:

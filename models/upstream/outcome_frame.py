@@ -62,7 +62,8 @@ class Own(NamedTuple):
     rates
         How much likelier it happens with each of them, in logits [X].
     along
-        Of items their numbers [X, M]; of users what a deviation of each of these is worth to them, in logits [X, M].
+        Of items their numbers [X, M]; of users what a deviation of each of these is worth to them more than to all
+        users, in logits [X, M].
     """
 
     rates: Tensor
@@ -106,7 +107,7 @@ def axes(users_UE: Tensor, items_IE: Tensor, config: OutcomeFoldIn) -> Tensor:
     rest_EE = torch.eye(dim, dtype=torch.float64) - taken_EE
     # What is taken gets an eigenvalue below all that a covariance can have.
     found_EE = torch.linalg.eigh(rest_EE @ spread_EE @ rest_EE - taken_EE)[1]
-    return found_EE[:, -min(DIRECTIONS, dim - taken_EO.shape[1]) :].float().contiguous()
+    return found_EE[:, dim - min(DIRECTIONS, dim - taken_EO.shape[1]) :].float().contiguous()
 
 
 def own_directions(dim: int, numbers: int = 0) -> Tensor:

@@ -71,12 +71,10 @@ class OutcomeFoldIn:
     intercepts
         Rows have an intercept among activities too, either side is given the other's, and rates are those beside what
         vectors tell.
-    rate_prior
-        Precision of a row's own rate beside what vectors tell, around what offsets add up.
-    rates_fade
-        Outcomes count as much where such a rate is fitted as where vectors are; else all alike.
     numbers
         Numeric attributes of items, of which each user has slopes of his own (needs rates and intercepts).
+    numbers_since
+        The moment whose catalogue says what is usual of these numbers, as ISO 8601; needed where there are any.
     slope
         What a user's slope of a number adds to his vector, per logit and deviation, before it is scaled to length 1.
     number
@@ -93,21 +91,22 @@ class OutcomeFoldIn:
     rounds: int = 2
     doubt: float = 0.25
     intercepts: bool = True
-    rate_prior: float = 15.0
-    rates_fade: bool = True
     numbers: tuple[str, ...] = ()
+    numbers_since: str = ""
     slope: float = 1.0
     number: float = 0.15
     user: Pace = Pace(60.0, 0.4, 5.0)
     item: Pace = Pace(30.0, 0.05, 10.0)
 
     def __post_init__(self) -> None:
-        if min(self.prior, self.rate_prior) <= 0 or self.rounds < 1:
-            raise ConfigError("fold_in: prior and rate_prior must be above 0 and rounds at least 1.")
+        if self.prior <= 0 or self.rounds < 1:
+            raise ConfigError("fold_in: prior must be above 0 and rounds at least 1.")
         if min(self.rate, self.doubt) < 0:
             raise ConfigError("fold_in: rate and doubt must not be below 0.")
         if self.numbers and not (self.rate and self.intercepts):
             raise ConfigError("fold_in: slopes of numbers need rates and intercepts.")
+        if min(self.slope, self.number) <= 0:
+            raise ConfigError("fold_in: slope and number must be above 0.")
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> OutcomeFoldIn:
@@ -120,8 +119,6 @@ class OutcomeFoldIn:
             "rounds": 1,
             "doubt": 0.0,
             "intercepts": False,
-            "rate_prior": 5.0,
-            "rates_fade": False,
             "numbers": (),
             "user": one,
             "item": one,

@@ -21,6 +21,7 @@ from feature_repo.contracts.types import Entity, Version
 from jobs import folding, refresh, train_upstream
 from jobs.config import Upstream
 from jobs.features.log import Columns, EventLog
+from jobs.features.numbers import ItemNumbers
 from jobs.publication import clocked
 from jobs.snapshot_gate import judge
 from jobs.workspace import Workspace
@@ -137,28 +138,36 @@ def test_a_space_goes_on_as_it_began(outcomes: Workspace) -> None:
     outcomes.ledger.put_version(Version("v4", "older", "folds outcomes in", "upstream team", None))
     upstream = refresh.upstream_at(outcomes, "v4", CUT)
     days = timedelta(days=90)
-    method = folding.of_space(upstream.space.config, outcomes.log, lambda: upstream.tables.activity, days, CUT)
+    method = folding.of_space(upstream.space.config, outcomes.log, lambda: upstream.tables.activity, days)
     assert isinstance(method, folding.OutcomeFolding) and method.config.rate == 0 and method.config.even
     assert method.config.rounds == 1 and method.config.doubt == 0 == method.config.user.moving
     with_rates = refresh.upstream_at(outcomes, "v3", CUT)
     assert np.abs(upstream.infer("user", CUT)[1] - with_rates.infer("user", CUT)[1]).max() > 0.01
 
 
+SINCE = CUT - timedelta(days=60)
+
+
+def priced(log: EventLog, entity: Entity, plain: Any = EventLog.attributes) -> pl.DataFrame:
+    """Attributes with a price of items; every other item is known later than `SINCE`, and dear."""
+    table: pl.DataFrame = plain(log, entity)
+    if entity == "user":
+        return table
+    late = pl.col("item_id").hash(seed=2) % 2 == 1
+    price = 1.0 + (pl.col("item_id").hash(seed=1) % 100).cast(pl.Float64)
+    return table.with_columns(
+        price=pl.when(late).then(price + 500).otherwise(price),
+        event_timestamp=pl.when(late).then(CUT - timedelta(days=20)).otherwise(CUT - timedelta(days=300)),
+    )
+
+
 def test_slopes_of_numbers_pass_the_gate(outcomes: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A space whose users have slopes of a price; what is dear is told by the catalogue as it was then."""
-    plain = EventLog.attributes
-
-    def priced(log: EventLog, entity: Entity) -> pl.DataFrame:
-        table = plain(log, entity)
-        if entity == "user":
-            return table
-        return table.with_columns(price=1.0 + (pl.col("item_id").hash(seed=1) % 100).cast(pl.Float64))
-
+    """A space whose users have slopes of a price, which is dear or not beside the catalogue of when it was made."""
     monkeypatch.setattr(EventLog, "attributes", priced)
     space = outcomes.ledger.space("shown")
     for version, reads, slope in (("v4", "outcomes", 1.0), ("v5", "conversions", 2.0)):
         own = {name: value for name, value in space.config.items() if name != folding.OUTCOMES_KEY}
-        config = {**own, **folding.setting(20.0, 30.0, reads, numbers=("price",))}
+        config = {**own, **folding.setting(20.0, 30.0, reads, numbers=("price",), since=SINCE)}
         assert config[folding.OUTCOMES_KEY]["slope"] == slope
         outcomes.ledger.put_space(replace(space, space_id=f"of-{version}", config=config))
         outcomes.ledger.put_version(Version(version, f"of-{version}", "slopes", "upstream team", None))
@@ -166,23 +175,49 @@ def test_slopes_of_numbers_pass_the_gate(outcomes: Workspace, monkeypatch: pytes
         for back in (14, 0):
             assert_agreed(refresh.run(outcomes, version, CUT - timedelta(days=back), upstream=upstream))
         ids, vectors, _ = upstream.infer("item", CUT)
-        price = np.log1p(1.0 + (ids.hash(seed=1) % 100).to_numpy())
-        direction = own_directions(vectors.shape[1], 1)[:, 2].numpy()
-        assert np.corrcoef(vectors @ direction, price)[0, 1] > 0.8
+        told = vectors @ own_directions(vectors.shape[1], 1)[:, 2].numpy()
+        codes = outcomes.log.codes["item"]
+        place = ids.to_frame("item_id").join(codes, on="item_id", how="left", maintain_order="left")["item_code"]
+        found = [
+            ItemNumbers.fit(outcomes.log, ("price",), moment).of(outcomes.log, CUT)[place.to_numpy(), 0]
+            for moment in (SINCE, CUT)
+        ]
+        frozen, fresh = (np.corrcoef(told, number)[0, 1] for number in found)
+        assert frozen > 0.99 and frozen > fresh + 0.005
         places = np.array([5, 0, len(ids) - 1])
         assert np.allclose(upstream.infer("item", CUT, places)[1], vectors[places], atol=1e-5)
+
+
+def test_what_goes_on_from_a_space_folds_in_as_it_does() -> None:
+    """A retrain of an older version keeps to what its vectors mean, but for what config.yaml says by now."""
+    began = {"prior": 20.0, "half_life_days": 30.0, "after_click": [], "rate": 0.3}
+    new = folding.setting(50.0, None, "outcomes", numbers=("price",), since=CUT)
+    (kept,) = folding.continued(new, {folding.OUTCOMES_KEY: began}, ()).values()
+    assert OutcomeFoldIn.of(kept) == OutcomeFoldIn.of({**began, "prior": 50.0})
+    later = folding.setting(20.0, None, "outcomes", numbers=("weight",), since=SINCE)
+    (kept,) = folding.continued(new, later, ()).values()
+    assert (kept["prior"], kept["numbers"], kept["numbers_since"]) == (50.0, ["weight"], SINCE.isoformat())
+    (kept,) = folding.continued(new, later, ("numbers",)).values()
+    assert (kept["numbers"], kept["numbers_since"]) == (["price"], CUT.isoformat())
+    slower = folding.setting(20.0, 90.0, "outcomes")
+    for old in (began, later[folding.OUTCOMES_KEY]):
+        (kept,) = folding.continued(slower, {folding.OUTCOMES_KEY: old}, ("fades_days",)).values()
+        assert OutcomeFoldIn.of(kept).user == replace(OutcomeFoldIn.of(old).user, fades_days=90.0)
+    # Where the other folds nothing in, or choices, there is nothing to keep to.
+    assert folding.continued(new, folding.setting(20.0), ()) == new and folding.continued({}, later, ()) == {}
 
 
 def test_which_numbers_have_slopes(outcomes: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     there = Columns((), tuple("abcdefghij"))
     monkeypatch.setattr(EventLog, "attribute_columns", lambda _, entity: there)
-    assert folding.numbers_of(outcomes.log, None) == tuple("abcdefgh")
-    assert folding.numbers_of(outcomes.log, ("j", "b")) == ("j", "b") and folding.numbers_of(outcomes.log, ()) == ()
+    log = outcomes.log
+    assert folding.numbers_of(log, None, 64) == tuple("abcdefgh") and folding.numbers_of(log, None, 11) == ("a", "b")
+    assert folding.numbers_of(log, ("j", "b"), 64) == ("j", "b") and folding.numbers_of(log, (), 64) == ()
     with pytest.raises(ConfigError, match="no number price; there are: a, b"):
-        folding.numbers_of(outcomes.log, ("price",))
-    for named in ("aa", "abcdefghi"):
-        with pytest.raises(ConfigError, match="once, and 8 at most"):
-            folding.numbers_of(outcomes.log, tuple(named))
+        folding.numbers_of(log, ("price",), 64)
+    for named, dim, most in (("aa", 64, 8), ("abcdefghi", 64, 8), ("abc", 11, 2)):
+        with pytest.raises(ConfigError, match=f"once, and {most} at most with vectors of {dim} floats"):
+            folding.numbers_of(log, tuple(named), dim)
     for settings in ({"fold_in_numbers": ("a",)}, {"fold_in": 20.0, "fold_in_numbers": ("a",)}):
         with pytest.raises(ValidationError, match=r"set fold_in too|choices tell nothing"):
             Upstream(version="v9", **settings)
@@ -234,7 +269,7 @@ def test_outcomes_need_impressions(outcomes: Workspace, monkeypatch: pytest.Monk
     space = outcomes.ledger.space("shown")
     own = {name: value for name, value in space.config.items() if name != folding.OUTCOMES_KEY}
     of_clicks = {**own, **folding.setting(20.0, None, "conversions")}
-    assert folding.of_space(of_clicks, outcomes.log, lambda: pytest.fail("not asked for"), timedelta(days=90), CUT)
+    assert folding.of_space(of_clicks, outcomes.log, lambda: pytest.fail("not asked for"), timedelta(days=90))
 
 
 def test_conversions_need_an_event_that_is_one(outcomes: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
