@@ -399,7 +399,6 @@ def test_a_space_goes_on_as_it_began() -> None:
     one = Pace(20.0, 0.0)
     assert (old.user, old.item, old.rounds, old.doubt, old.after_click) == (one, one, 1, 0.0, ("cart",))
     assert not old.intercepts and old.numbers == ()
-    assert (old.rate_prior, old.rates_fade) == (5.0, False)
     assert OutcomeFoldIn.of({"prior": 30.0, "half_life_days": 20.0}).even
     assert OutcomeFoldIn.of(asdict(MOVING)) == MOVING
 
@@ -459,7 +458,6 @@ def test_rates_are_told_and_products_know_nothing_of_them() -> None:
     "bad",
     [
         {"prior": 0.0},
-        {"rate_prior": 0.0},
         {"slope": 0.0},
         {"number": -0.1},
         {"rounds": 0},
