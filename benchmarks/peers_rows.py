@@ -133,10 +133,8 @@ def our_logits(ws: Workspace, rows: Rows) -> dict[str, np.ndarray]:
         raise NotReadyError(f"'{rows.name}' was trained on another training set. Run `headwater train-downstream`.")
     most = max((variant["views"] for variant in known["variants"]), key=len)
     seeds = range(seeds_in(folder))
-    places = {
-        "-".join(variant["views"]): "-".join(variant["views"]) for variant in known["variants"] if variant["views"]
-    }
-    places |= {"none": "none", "v1": "-".join(rows.views), "all": "-".join(most)}
+    named = ["-".join(variant["views"]) for variant in known["variants"] if variant["views"]]
+    places = dict(zip(named, named, strict=True)) | {"none": "none", "v1": "-".join(rows.views), "all": "-".join(most)}
     return {
         kind: np.stack([np.load(folder / place / f"seed-{seed}" / "test.npz")["logit"] for seed in seeds])
         for kind, place in places.items()

@@ -111,17 +111,19 @@ def published(ws: Workspace, version: str, moment: datetime) -> tuple[Vectors, V
     return users, items
 
 
-def of_tastes(ws: Workspace, version: str, vectors: tuple[Vectors, Vectors]) -> tuple[Vectors, Vectors]:
-    """Return a version's vectors without what stands beside tastes: the truth tells rates and prices here."""
-    space = ws.ledger.space(ws.ledger.version(version).space_id)
-    if folding.OUTCOMES_KEY not in space.config:
+def of_tastes(vectors: tuple[Vectors, Vectors], config: OutcomeFoldIn | None) -> tuple[Vectors, Vectors]:
+    """Return vectors without what folding in put beside tastes: the truth tells rates and prices here."""
+    if config is None or not config.rate:
         return vectors
-    config = OutcomeFoldIn.of(space.config[folding.OUTCOMES_KEY])
-    if not config.rate:
-        return vectors
-    beside = own_directions(space.dim, len(config.numbers)).numpy()
+    beside = own_directions(vectors[0][1].shape[1], len(config.numbers)).numpy()
     users, items = ((ids, found - found @ beside @ beside.T) for ids, found in vectors)
     return users, items
+
+
+def folded(ws: Workspace, version: str) -> OutcomeFoldIn | None:
+    """Return how a version folds outcomes in; None where it does not."""
+    told = ws.ledger.space(ws.ledger.version(version).space_id).config.get(folding.OUTCOMES_KEY)
+    return None if told is None else OutcomeFoldIn.of(told)
 
 
 COLUMNS = (
@@ -211,7 +213,7 @@ def main() -> None:
     if ways is not None:
         for name in ways or WAYS:
             vectors = made(ws, tried, config.start + timedelta(days=first), WAYS[name])
-            tell(name, [products(of_tastes(ws, tried, vectors), rows, config)])
+            tell(name, [products(of_tastes(vectors, WAYS[name]), rows, config)])
     else:
         found = {upstream.version: read(ws, upstream.version, days, first, config) for upstream in ws.config.upstreams}
         for versions in together(list(found)):
@@ -222,8 +224,8 @@ def main() -> None:
 def read(ws: Workspace, version: str, days: list[Shown], first: int, config: WorldConfig) -> Products:
     """Return the products of a version's vectors of all days, each day with those that were there when it began."""
     moments = (config.start + timedelta(days=first + count) for count in range(len(days)))
-    parts = zip(moments, days, strict=True)
-    found = [products(of_tastes(ws, version, published(ws, version, moment)), part, config) for moment, part in parts]
+    parts, how = zip(moments, days, strict=True), folded(ws, version)
+    found = [products(of_tastes(published(ws, version, moment), how), part, config) for moment, part in parts]
     product, there = (np.concatenate(values) for values in zip(*found, strict=True))
     return product, there
 

@@ -295,6 +295,22 @@ def test_training_again_keeps_the_costs(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["ranking_cost"] == {"candidates": 500} and len(found["lift"]) == 3
 
 
+def test_rankers_that_the_home_has_are_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, trained = np.ones((1, 2)), []
+    views = {version: [f"user_{version}", f"item_{version}"] for version in ("v2", "v3")}
+    logits = {"none": 0 * one, "v1": one, "all": one, "user_v2-item_v2": 7 * one}
+    monkeypatch.setattr("benchmarks.peers.our_logits", lambda *given: logits)
+    further = {peers_tables.alone(version): dict.fromkeys(names) for version, names in views.items()}
+    monkeypatch.setattr(Contest, "further", further)
+    monkeypatch.setattr(Contest, "seeds", lambda self, name, compute: trained.append(name) or 3 * one)
+    monkeypatch.setattr(
+        Contest, "_table", lambda self, found: {"found": {name: float(at[0, 0]) for name, at in found.items()}}
+    )
+    found = Contest(None, None, lambda *told: None).run(["rankers"], {"ranking_cost": None})["found"]  # type: ignore[arg-type]
+    assert found["ranker", peers_tables.alone("v2")] == 7 and found["ranker", peers_tables.alone("v3")] == 3
+    assert trained == ["ranker-SVD-32", "ranker-user+item-of-v3"]
+
+
 def test_own_choices_again_come_before_what_is_popular() -> None:
     pairs = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([3, 3, 1, 2, 2, 2, 0])
     question = Question(np.array([0, 2]), [np.array([1]), np.array([2])], np.zeros((2, 4), int), pairs, np.zeros(7))
