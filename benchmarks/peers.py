@@ -91,7 +91,7 @@ def retrieval(ws: Workspace, tell: Callable[..., None], python: Path | None) -> 
     folder = place_of(ws) / f"retrieval-{digest(space, ws.log.fingerprint)}"
     others = {}
     if python is not None:
-        others["SASRec"] = lambda test: peers_sasrec.recall(test, python, folder / "sasrec", tell)
+        others["SASRec"] = lambda asked: peers_sasrec.scored(asked, python, folder / "sasrec", tell)
     return peers_retrieval.compare(ws, version, folder, ws.config.seeds, tell, others)
 
 

@@ -214,7 +214,7 @@ def windows(ws: Workspace, version: str) -> tuple[Asked, Asked]:
     return asked(ws, test), asked(ws, earlier.pair, earlier.horizon)
 
 
-Others = dict[str, Callable[[Asked], tuple[np.ndarray, Setting]]]
+Others = dict[str, Callable[[Asked], tuple[Scored, Setting]]]
 
 
 def compare(
@@ -225,7 +225,7 @@ def compare(
     Parameters
     ----------
     others
-        Further peers by name: a function of the test question that gives recall@100 per user and its setting.
+        Further peers by name, each with one setting: a function that fits one for a question, and says how.
 
     Returns
     -------
@@ -245,7 +245,11 @@ def compare(
         for name, (best, weights, chosen) in _search(peer, valid, folder / "search", progress).items():
             runs = [test.peer(peer, best, seed).recall(weights) for seed in range(1 if peer == "item-kNN" else seeds)]
             found[name] = (np.mean(runs, axis=0), chosen, len(runs))
-    found |= {name: (*score(test), 1) for name, score in others.items()}
+    for peer, fit in others.items():
+        (before, setting), (scored, told) = fit(valid), fit(test)
+        tried = [(recall, setting, weights) for weights, recall in before.search().items()]
+        for name, (_, weights, chosen) in _best(peer, tried).items():
+            found[name] = (scored.recall(weights), chosen | told, 1)
     return [_row(name, recall, ours, setting, runs) for name, (recall, setting, runs) in found.items()]
 
 
@@ -280,6 +284,14 @@ def _search(
     if longer not in SEARCH[peer]:
         score(longer, len(SEARCH[peer]))
     tried = [(recall, setting, weights) for setting, recalls in scores for weights, recall in recalls.items()]
+    return _best(peer, tried)
+
+
+Tried = tuple[float, Setting, Weights]  # recall@100, of what
+
+
+def _best(peer: str, tried: list[Tried]) -> dict[str, tuple[Setting, Weights, dict[str, Any]]]:
+    """Return the best of what was tried, with nothing added and with something, by name."""
     found = {}
     for name, allowed in (
         (peer, [each for each in tried if not any(each[2])]),

@@ -91,9 +91,9 @@ def named(model: str) -> str:
 
     name, *more = model.split(", ", 1)
     package = {"LightGBM": "lightgbm", "ALS": "implicit", "BPR": "implicit", "item-kNN": "implicit"}.get(name)
-    if package is None:
-        return f"{model} (RecBole {peers_sasrec.RECBOLE})" if model == "SASRec" else model
-    return ", ".join([f"{name} ({package} {version(package)})", *more])
+    if name == "SASRec":
+        return ", ".join([f"{name} (RecBole {peers_sasrec.RECBOLE})", *more])
+    return model if package is None else ", ".join([f"{name} ({package} {version(package)})", *more])
 
 
 def show(found: dict[str, Any]) -> None:

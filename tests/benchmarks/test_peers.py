@@ -407,43 +407,88 @@ def test_what_the_other_environment_writes_where_it_runs_stays_in_its_folder(
         "import sys\nfrom pathlib import Path\nimport numpy as np\n"
         "Path('log.txt').write_text('')\n"
         "given = np.load(Path(sys.argv[1]) / 'asked.npz')\n"
-        "np.savez(Path(sys.argv[1]) / 'ranked.npz', positions=np.tile(given['popular'], (2, 1)))\n"
-        "(Path(sys.argv[1]) / 'training.json').write_text('{}')\n"
+        "scores = np.full((len(given['asked']), given['count']), -9.0)\n"
+        "scores[:, given['items'][0]] = -1.0\n"
+        "scores[2:] = np.nan\n"
+        "np.savez(Path(sys.argv[1]) / 'scored.npz', scores=scores)\n"
+        "(Path(sys.argv[1]) / 'training.json').write_text('{\"epochs\": 3}')\n"
     )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     monkeypatch.setattr(peers_sasrec, "SCRIPT", script)
-    pairs = (np.array([0, 1]), np.array([2, 1]))
-    question = Question(np.array([0, 1]), [np.array([1]), np.array([0])], np.full((2, K), -1), pairs, np.ones(2))
-    question.popular[:, 0] = 1
-    test = Asked(question, question, question, np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32))
+    pairs = (np.array([0, 1, 1]), np.array([2, 1, 1]))
+    ages = np.array([3.0, 2.0, 1.0])
+    question = Question(np.array([0, 1, 2]), [np.array([1])] * 3, np.zeros((3, K), int), pairs, ages)
+    test = Asked(question, question, question, np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
     # A relative folder and a relative Python, as the command line gives them.
     python = Path(os.path.relpath(sys.executable))
-    recall, _ = peers_sasrec.recall(test, python, Path("sasrec"), lambda told: None)
-    assert recall.tolist() == [1.0, 0.0]
+
+    def scored(asked: Asked) -> tuple[list[list[float]], Any]:
+        found, told = peers_sasrec.scored(asked, python, Path("sasrec"), lambda told: None)
+        assert found.scale == 1.0  # logits may be below 0
+        return found.scores.tolist(), told
+
+    # The last one chose nothing: for it counts what is chosen most.
+    assert scored(test) == ([[-9, -9, -1], [-9, -9, -1], [0, 2, 1]], {"past": "all", "epochs": 3})
     assert [found.relative_to(elsewhere).parts[0] for found in elsewhere.rglob("log.txt")] == ["sasrec"]
     assert [found.name for found in elsewhere.iterdir()] == ["sasrec"]
     # Asked the same, what lies there is the answer; another question or another model is trained anew.
-    peers_sasrec.recall(test, python, Path("sasrec"), lambda told: None)
+    scored(test)
     assert len(list(elsewhere.rglob("log.txt"))) == 1
-    question.popular[:, 0] = 2
-    recall, _ = peers_sasrec.recall(test, python, Path("sasrec"), lambda told: None)
-    assert recall.tolist() == [0.0, 0.0]
+    # Where users turn to more than what is to be foreseen, that is read.
+    turned_to = (np.array([1, 0, 1, 1]), np.array([0, 2, 1, 1])), np.array([4.0, 3.0, 2.0, 1.0])
+    more = dataclasses.replace(question, pairs=turned_to[0], ages=turned_to[1])
+    found, told = scored(dataclasses.replace(test, activity=more))
+    assert found == [[-1, -9, -9], [-1, -9, -9], [1, 2, 1]] and told["past"] == "activity"
     script.write_text(script.read_text() + "# other settings\n")
-    peers_sasrec.recall(test, python, Path("sasrec"), lambda told: None)
+    scored(test)
     assert len(list(elsewhere.rglob("log.txt"))) == 3
+
+
+def test_a_peer_with_one_setting_gets_weights_from_before_the_test_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = (np.array([0, 0, 1]), np.array([0, 0, 1]))
+    popular = np.array([[0, 1]] * 2)
+    chosen = Own(np.array([[1], [0]]), np.ones((2, 1), np.float32))
+    # Before the test period all choose again what they chose themselves; in it what the peer says is right.
+    before, after = (
+        Asked(
+            Question(np.array([0, 1]), [np.array([at]) for at in relevant], popular, pairs, np.ones(3)),
+            *[Question(np.array([0, 1]), [np.array([at]) for at in relevant], popular, pairs, np.ones(3))] * 2,
+            np.eye(2, dtype=np.float32),
+            np.eye(2, dtype=np.float32)[::-1].copy(),
+            chosen=chosen,
+        )
+        for relevant in ((1, 0), (0, 1))
+    )
+    monkeypatch.setattr(peers_retrieval, "K", 1)
+    monkeypatch.setattr(peers_retrieval, "SEARCH", {})
+    monkeypatch.setattr(peers_retrieval, "windows", lambda ws, version: (after, before))
+    monkeypatch.setattr(peers_retrieval, "recall_at_k", lambda ranked, relevant, ks: {1: _first(ranked, relevant)})
+
+    def fit(asked: Asked) -> tuple[peers_retrieval.Scored, Any]:
+        return peers_retrieval.Scored(asked, np.eye(2, dtype=np.float32), 1.0), {"fitted": asked is after}
+
+    rows = peers_retrieval.compare(None, "v1", Path(), 1, lambda *told: None, {"X": fit})  # type: ignore[arg-type]
+    found = {row["model"]: row for row in rows}
+    assert found["X"]["recall_at_100"] == 1.0 and found["X"]["setting"]["valid_recall_at_100"] == 0.0
+    added = found[f"X, {peers_retrieval.ADDED}"]
+    assert added["recall_at_100"] == 0.0 and added["setting"]["valid_recall_at_100"] == 1.0
+    assert added["setting"]["own"] > 1.0 and added["setting"]["fitted"]
+
+
+def _first(ranked: np.ndarray, relevant: list[np.ndarray]) -> np.ndarray:
+    return np.array([float(row[0] in known) for row, known in zip(ranked, relevant, strict=True)])
 
 
 def test_choices_of_one_moment_are_in_no_order_of_ids() -> None:
     ages = np.repeat([9.0, 5.0, 2.0], 200)
     pairs = np.zeros(600, int), np.tile(np.arange(200), 3)
     question = Question(np.array([0]), [np.array([1])], np.zeros((1, 4), int), pairs, ages)
-    test = Asked(question, question, question, np.zeros((1, 3), np.float32), np.zeros((200, 3), np.float32))
-    users, items = peers_sasrec.in_sequence(test)
+    users, items = peers_sasrec.in_sequence(question)
     assert (users == 0).all()
     for moment in range(3):
         bought = items[200 * moment : 200 * (moment + 1)]
         assert sorted(bought) == list(range(200))
         assert 0.35 < (np.diff(bought) > 0).mean() < 0.65
-    assert (items == peers_sasrec.in_sequence(test)[1]).all()
+    assert (items == peers_sasrec.in_sequence(question)[1]).all()
