@@ -90,7 +90,7 @@ test-cluster: $(READY).spark  ## a standalone Spark cluster of two workers, one 
 bench-world: $(READY)  ## time and memory of headwater simulate at 1M and 20M impressions (minutes, 1 GB of disk)
 	@$(BIN)/python -m benchmarks.world
 
-bench-peers: $(READY)  ## LightGBM, a plain SVD, a monolith, ALS, BPR, item-kNN and SASRec beside ours (an hour, resumable)
+bench-peers: $(READY)  ## LightGBM, a plain SVD, a monolith, ALS, BPR, item-kNN and SASRec beside ours (three hours, two of them SASRec; resumable)
 	@$(BIN)/python -m pip install --no-compile --quiet -c constraints.txt -e ".[peers]"
 	@$(MAKE) --no-print-directory $(RECBOLE)/.ready || echo "SASRec is left out: its environment could not be made"
 	@$(BIN)/python -m benchmarks.peers $$(test -f $(RECBOLE)/.ready && echo --sasrec-python $(RECBOLE)/bin/python)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, quiet
+from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, quiet, say_next
 
 app = typer.Typer(help="Bring an event log into the lake.", no_args_is_help=True)
 
@@ -83,4 +82,4 @@ def _ingested(result: Any, home: Path) -> None:
     except ConfigError as error:
         typer.echo(f"Before `headwater run`: {error}")
     else:
-        typer.echo(f"Next: headwater run --home {shlex.quote(str(home))}")
+        say_next(home, "run")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import sys
 import time
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
 
 HomeOption = Annotated[Path, typer.Option("--home", envvar="HEADWATER_HOME", help="Folder that holds everything.")]
 HOME = Path(".headwater")
+
+
+def say_next(home: Path, *commands: str) -> None:
+    """Say which commands come next, with --home where they would take another home folder without it."""
+    taken = Path(os.environ.get("HEADWATER_HOME") or HOME)
+    option = "" if home == taken else f" --home {shlex.quote(str(home))}"
+    typer.echo("Next: " + ", ".join(f"headwater {command}{option}" for command in commands))
 
 
 def progress_reporter() -> Progress:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter
+from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, say_next
 
 app = typer.Typer(help="What serving uses, moved as one: consumers, embedding versions, item index, online tables.")
 
@@ -34,7 +34,7 @@ def create(
     made = job.create(ws, consumer, name=name, description=description, now=datetime.now(UTC), progress=tell)
     spaces = ", ".join(f"{version} ({space})" for version, space in made.versions.items())
     typer.echo(f"{made.name}: {', '.join(made.consumers) or 'no ranker'}; {spaces}")
-    typer.echo(f"Next: headwater release promote {made.name}")
+    say_next(home, f"release promote {made.name}")
 
 
 @app.command()

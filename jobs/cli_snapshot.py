@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, read_moment
+from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, read_moment, say_next
 
 if TYPE_CHECKING:
     from feature_repo.contracts.types import Verdict
@@ -104,7 +104,8 @@ def accept(
 
     name = by or getpass.getuser()
     done = job.accept(open_home(home), snapshot_id, by=name, why=why, now=datetime.now(UTC))
-    typer.echo(f"{snapshot_id} is published, accepted by {name}: {home / done.path}\nNext: headwater materialize")
+    typer.echo(f"{snapshot_id} is published, accepted by {name}: {home / done.path}")
+    say_next(home, "materialize")
 
 
 @app.command()

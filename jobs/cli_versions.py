@@ -5,14 +5,12 @@ from __future__ import annotations
 import getpass
 import json
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, read_moment
-
-if TYPE_CHECKING:
-    from jobs.workspace import Workspace
+from jobs.cli_output import HOME, HomeOption, open_home, print_table, progress_reporter, read_moment, say_next
 
 app = typer.Typer(help="Versions that live side by side: register, compare, bridge, retire, prune.")
 
@@ -44,12 +42,12 @@ def register(
         raise ConfigError("Say either --space ID, or --like VERSION with --train-end TIME.")
     if alignment is not None and not warm_start:
         raise ConfigError("--alignment needs --warm-start.")
-    ws = open_home(home)
     if warm_start:
         if like is None or train_end is None:
             raise ConfigError("--warm-start goes with --like VERSION and --train-end TIME.")
-        _warm_start(ws, like, read_moment(train_end), alignment, name, description)
+        _warm_start(home, like, read_moment(train_end), alignment, name, description)
         return
+    ws = open_home(home)
     if space is not None:
         done = job.register(ws, space, name=name, description=description, owner=owner)
         version, identity, reused = done.version.version, done.version.space_id, done.reused
@@ -59,29 +57,30 @@ def register(
         trained = job.retrain(ws, like, read_moment(train_end), name=name, description=description, progress=tell)
         version, identity, reused = trained.version, trained.space.space_id, trained.reused
     state = "was registered already" if reused else "is registered"
-    typer.echo(f"{version} {state}: space {identity}\nNext: headwater backfill, headwater apply, headwater materialize")
+    typer.echo(f"{version} {state}: space {identity}")
+    say_next(home, "backfill", "apply", "materialize")
 
 
 def _warm_start(
-    ws: Workspace, like: str, train_end: datetime, alignment: float | None, name: str | None, description: str
+    home: Path, like: str, train_end: datetime, alignment: float | None, name: str | None, description: str
 ) -> None:
     from jobs import warm_start as job
 
     weight = job.ALIGNMENT if alignment is None else alignment
     tell = progress_reporter()
+    ws = open_home(home)
     result = job.run(ws, like, train_end, alignment=weight, name=name, description=description, progress=tell)
     if result.continues is not None:
         typer.echo(
             f"The gate finds {result.space.space_id} in the space of {like}: it refreshes {like} from "
-            f"{train_end:%Y-%m-%d} on.\nNext: headwater backfill, headwater materialize"
+            f"{train_end:%Y-%m-%d} on."
         )
+        say_next(home, "backfill", "materialize")
         return
     for entity, check in result.reasons():
         typer.echo(f"{entity}s: {check.name} {check.observed} ({check.bound})")
-    typer.echo(
-        f"It left the space of {like}: {result.version} is registered, space {result.space.space_id}\n"
-        "Next: headwater backfill, headwater apply, headwater materialize"
-    )
+    typer.echo(f"It left the space of {like}: {result.version} is registered, space {result.space.space_id}")
+    say_next(home, "backfill", "apply", "materialize")
 
 
 @app.command("list")

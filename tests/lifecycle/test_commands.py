@@ -23,8 +23,15 @@ def invoke(ws: Workspace, *arguments: str) -> Result:
     return CliRunner().invoke(app, [*arguments, "--home", str(ws.home.root)])
 
 
-def test_a_new_release_is_named_in_what_comes_next(ws: Workspace) -> None:
+def test_a_new_release_and_its_home_are_named_in_what_comes_next(ws: Workspace) -> None:
     done = invoke(ws, "release", "create", "--name", "spring")
+    assert done.exit_code == 0, done.output
+    assert done.output.rstrip().endswith(f"Next: headwater release promote spring --home {ws.home.root}")
+
+
+def test_what_comes_next_leaves_out_the_home_that_commands_take_anyway(ws: Workspace) -> None:
+    home = {"HEADWATER_HOME": str(ws.home.root)}
+    done = CliRunner().invoke(app, ["release", "create", "--name", "spring"], env=home)
     assert done.exit_code == 0, done.output
     assert done.output.rstrip().endswith("Next: headwater release promote spring")
 
