@@ -27,15 +27,26 @@ MARKED = re.compile(r"(<!-- table (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.
 ABSENT = "Not measured yet."
 JOURNEY, WORLD, DENSE, DENSEST = "complete-journey", "world-5m", "world-5m-dense", "world-5m-densest"
 # What a reader asks first: words for the log, then dataset, task, model and embeddings of a record.
+TREES = "LightGBM (lightgbm 4.7.0)"
 IN_SHORT = (
     ("Complete Journey", JOURNEY, "ctr", "ranker", "user+item, v3 added"),
     ("Complete Journey", JOURNEY, "ctr", "ranker", "SVD 32"),
+    ("Complete Journey", JOURNEY, "ctr", TREES, "v1 user+item"),
+    ("Complete Journey", JOURNEY, "ctr", "monolith", "inside, upstream start"),
     ("Complete Journey", JOURNEY, "cvr", "ranker", "user+item"),
     ("Complete Journey", JOURNEY, "cvr", "ranker", "SVD 32"),
+    ("Complete Journey", JOURNEY, "cvr", TREES, "v1 user+item"),
+    ("Complete Journey", JOURNEY, "cvr", "monolith", "inside, upstream start"),
     ("Complete Journey", JOURNEY, "retrieval", "DERM v1", "user+item"),
     ("Complete Journey", JOURNEY, "retrieval", "ALS (implicit 0.7.3), popularity and own choices added", "none"),
     ("world, 10,000 users", WORLD, "ctr", "ranker", "user+item"),
+    ("world, 10,000 users", WORLD, "ctr", "ranker", "SVD 32"),
+    ("world, 10,000 users", WORLD, "ctr", TREES, "v1 user+item"),
+    ("world, 10,000 users", WORLD, "ctr", "monolith", "inside, upstream start"),
     ("world, 10,000 users", WORLD, "cvr", "ranker", "user+item of v2"),
+    ("world, 10,000 users", WORLD, "cvr", "ranker", "SVD 32"),
+    ("world, 10,000 users", WORLD, "cvr", TREES, "v1 user+item"),
+    ("world, 10,000 users", WORLD, "cvr", "monolith", "inside, upstream start"),
     ("world, 10,000 users", WORLD, "retrieval", "DERM v1", "user+item"),
     ("world, 10,000 users", WORLD, "retrieval", "BPR (implicit 0.7.3), popularity and own choices added", "none"),
     ("world, 4,000 users", DENSE, "ctr", "ranker", "user+item"),
@@ -123,7 +134,7 @@ def _in_short(records: Sequence[dict[str, Any]]) -> str:
                 "log": words,
                 "task": {"ctr": "clicks", "cvr": "conversions of clicks"}.get(task, task),
                 "what": model if task == "retrieval" else f"{model}, {embeddings}",
-                "lift over none": figure,
+                "lift over none, or recall": figure,
                 "of the possible gain": _percent(row["share_of_possible_gain"]),
             }
         )
